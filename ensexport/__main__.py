@@ -1,0 +1,5 @@
+"""`python -m ensexport` is the `ensexport` command."""
+
+from ensexport.cli import main
+
+main()

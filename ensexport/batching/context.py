@@ -1,0 +1,207 @@
+"""What a rule works with: values in the layout it asks for, and calls that add nodes.
+
+`Context` is the whole interface between the engine and the rules. It converts layouts (each conversion is one or
+two nodes, made once), hands out packed weights, and adds calls; it knows no op of its own.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from ensexport.batching.builder import GraphBuilder, Target
+from ensexport.batching.value import SHARED, Folded, Layout, Stacked, Value, WeightLayout, expression
+from ensexport.batching.weights import Kind, WeightPacker
+
+aten = torch.ops.aten
+
+
+class Context:
+    """The batched graph and the weight graph under construction.
+
+    Attributes:
+        n_members: N.
+        builder: Writes the batched graph.
+        weight_builder: Writes the weight graph.
+        packer: The initializers asked for so far.
+        result: The member graph's fake result of the op being batched (tensor or tuple of tensors).
+        only_member: While one member's copy of an op is written, its index; weights are then that member's.
+    """
+
+    def __init__(self, n_members: int, builder: GraphBuilder, weight_builder: GraphBuilder) -> None:
+        self.n_members = n_members
+        self.builder = builder
+        self.weight_builder = weight_builder
+        self.packer = WeightPacker()
+        self.result: Any = None
+        self.only_member: int | None = None
+        self._symbols: dict[Any, tuple[fx.Node, int]] = {}
+        self._first_input: fx.Node | None = None
+
+    # -- building ----------------------------------------------------------------------------------
+
+    def call(self, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call to the batched graph; tensor arguments are its nodes."""
+        return self.builder.call(target, *args, **kwargs)
+
+    def value(self, node: fx.Node, layout: Layout, *, output: int | None = None) -> Value:
+        """Wrap a node as the op's result, or as result number `output` of an op with several."""
+        return Value(node, layout, self.result if output is None else self.result[output])
+
+    def weight(self, target: Target, *args: Any, **kwargs: Any) -> Value:
+        """Apply an op to weights on the member's side: computed when packing, not when running."""
+        weights = [arg for arg in args if isinstance(arg, Value)]
+        nodes = [arg.node if isinstance(arg, Value) else arg for arg in args]
+        node = self.weight_builder.call(target, *nodes, **kwargs)
+        is_shared = all(weight.layout == WeightLayout(is_shared=True) for weight in weights)
+        return Value(node, WeightLayout(is_shared), node.meta["val"])
+
+    def add_input(self, name: str, value: torch.Tensor) -> fx.Node:
+        """Add a user input, after the weights."""
+        node = self.builder.placeholder(name, value)
+        self._first_input = self._first_input or node
+        for dim, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt):
+                self._symbols.setdefault(expression(size), (node, dim))
+        return node
+
+    def _packed(self, value: Value, kind: Kind, member_index: int | None = None) -> fx.Node:
+        key = (value.node, kind, member_index)
+        if key not in self.packer.placeholders:
+            weight = self.packer.add(value.node, kind, member_index)
+            with self.builder.fake_mode:
+                fake = torch.empty(weight.shape(self.n_members), dtype=weight.dtype)
+            node = self.builder.placeholder(f"weight_{len(self.packer.placeholders)}", fake, before=self._first_input)
+            node.meta["packed"] = weight
+            self.packer.placeholders[key] = node
+        return self.packer.placeholders[key]
+
+    # -- layouts -----------------------------------------------------------------------------------
+
+    def shared(self, value: Value) -> fx.Node:
+        """The physical tensor of a value that is the same for all members: logical shape."""
+        if value.is_weight:
+            if self.only_member is not None and value.is_per_member:
+                return self._packed(value, "member", self.only_member)
+            assert not value.is_per_member, "a per-member weight was asked for as a shared one"
+            return self._packed(value, "shared")
+        assert value.is_shared, f"{value.layout} was asked for as shared"
+        return value.node
+
+    def stacked(self, value: Value, axis: int = 0) -> fx.Node:
+        """The physical tensor with the members at dim `axis`: `(N, ...)` for axis 0."""
+        layout = value.layout
+        if isinstance(layout, WeightLayout):
+            return self._move(self._packed(value, "stacked"), 0, axis)
+        if isinstance(layout, Stacked):
+            return self._move(value.node, layout.axis, axis)
+        if isinstance(layout, Folded):
+            size = value.shape[layout.dim]
+            split = [self.n_members, size if isinstance(size, int) else -1]
+            return self._move(self.call(aten.unflatten.int, value.node, layout.dim, split), layout.dim, axis)
+        return self._repeated(value.node, value.rank, axis)
+
+    def folded(self, value: Value, dim: int) -> fx.Node:
+        """The physical tensor with the members merged into logical dim `dim`, member 0 first."""
+        if value.layout == Folded(dim):
+            return value.node
+        if value.is_weight and dim == 0 and value.rank > 0:
+            return self._packed(value, "folded")
+        return self.call(aten.flatten.using_ints, self.stacked(value, dim), dim, dim + 1)
+
+    def broadcast(self, value: Value, rank: int) -> fx.Node:
+        """A tensor that broadcasts against `(N, *logical)` of logical rank `rank`.
+
+        Per-member values come as `(N, 1, ..., *shape)`, shared ones as they are.
+        """
+        if not value.is_per_member:
+            return self.shared(value)
+        missing = rank - value.rank
+        if missing and value.is_weight:
+            return self.stacked(self.weight(aten.reshape.default, value, [1] * missing + list(value.shape)))
+        node = self.stacked(value)
+        for _ in range(missing):
+            node = self.call(aten.unsqueeze.default, node, 1)
+        return node
+
+    def member(self, value: Value, member_index: int) -> fx.Node:
+        """One member's tensor, logical shape."""
+        if not value.is_per_member:
+            return self.shared(value)
+        if value.is_weight:
+            return self._packed(value, "member", member_index)
+        layout = value.layout
+        if isinstance(layout, Stacked):
+            return self.call(aten.select.int, value.node, layout.axis, member_index)
+        return self.call(aten.select.int, self.stacked(value), 0, member_index)
+
+    def _move(self, node: fx.Node, source: int, target: int) -> fx.Node:
+        if source == target:
+            return node
+        order = list(range(node.meta["val"].dim()))
+        order.insert(target, order.pop(source))
+        return self.call(aten.permute.default, node, order)
+
+    def _repeated(self, node: fx.Node, rank: int, axis: int) -> fx.Node:
+        sizes = [-1] * rank
+        sizes.insert(axis, self.n_members)
+        return self.call(aten.expand.default, self.call(aten.unsqueeze.default, node, axis), sizes)
+
+    # -- sizes -------------------------------------------------------------------------------------
+
+    def size(self, value: Value, dim: int) -> int | fx.Node:
+        """One member's size of a dim: an int, or a node where it is dynamic."""
+        size = value.shape[dim]
+        if isinstance(size, int):
+            return size
+        return self.size_node(size) or self._physical_size(value, dim)
+
+    def size_node(self, size: Any) -> fx.Node | None:
+        """The node of a dynamic size that is a dimension of some input, else None."""
+        known = self._symbols.get(expression(size))
+        return None if known is None else self.call(aten.sym_size.int, *known)
+
+    def _physical_size(self, value: Value, dim: int) -> fx.Node:
+        layout = value.layout
+        physical = dim + 1 if isinstance(layout, Stacked) and dim >= layout.axis else dim
+        node = self.call(aten.sym_size.int, value.node, physical)
+        if isinstance(layout, Folded) and layout.dim == dim:
+            return self.call(operator.floordiv, node, self.n_members)
+        return node
+
+    @staticmethod
+    def shape(entries: list[int | fx.Node]) -> list[int | fx.Node]:
+        """A shape argument from ints and size nodes: the first node becomes -1 where that is possible.
+
+        A constant shape needs no Shape and Gather nodes in the exported file.
+        """
+        if -1 in [entry for entry in entries if isinstance(entry, int)]:
+            return entries
+        first = next((index for index, entry in enumerate(entries) if isinstance(entry, fx.Node)), None)
+        return [-1 if index == first else entry for index, entry in enumerate(entries)]
+
+    # -- the engine's own check --------------------------------------------------------------------
+
+    def describe_error(self, value: Value) -> str | None:
+        """Say how a value's physical tensor contradicts its layout, or None if it does not."""
+        physical, member = value.node.meta["val"], value.member
+        if physical.dtype != member.dtype:
+            return f"dtype {physical.dtype} instead of {member.dtype}"
+        expected: list[Any] = list(member.shape)
+        if isinstance(value.layout, Stacked):
+            expected.insert(value.layout.axis, self.n_members)
+        elif isinstance(value.layout, Folded):
+            expected[value.layout.dim] = expected[value.layout.dim] * self.n_members
+        same = len(expected) == physical.dim() and all(
+            a is b or statically_known_true(a == b) for a, b in zip(physical.shape, expected, strict=True)
+        )
+        return None if same else f"shape {tuple(physical.shape)} instead of {tuple(expected)} ({value.layout})"
+
+
+def shared_value(node: fx.Node, member: torch.Tensor) -> Value:
+    """Wrap a node that is the same for all members."""
+    return Value(node, SHARED, member)

@@ -1,0 +1,292 @@
+"""Member graph -> batched graph: one walk over the member's ATen graph, every op for all members at once.
+
+`batch_graph` is the whole engine: it keeps, for each value of the member graph, where its members are
+(`value.py`), asks the ladder (`ladder.py`) for each op, and leaves what is the same for all members un-stacked.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from ensexport.batching import rules
+from ensexport.batching.builder import GraphBuilder
+from ensexport.batching.context import Context, shared_value
+from ensexport.batching.ladder import TRACE_ERRORS, StepError, climb_down
+from ensexport.batching.member_graph import MemberGraph
+from ensexport.batching.source import source_line
+from ensexport.batching.tree import map_values, values_in
+from ensexport.batching.value import Folded, Stacked, Value, WeightLayout
+from ensexport.batching.weights import PackedWeight, WeightProgram
+from ensexport.errors import ExportError
+from ensexport.spec import Fallback, Plan
+
+aten = torch.ops.aten
+rules.load()
+
+_MAX_WEIGHT_GROWTH = 4
+
+
+@dataclass(frozen=True)
+class BatchedGraph:
+    """The ensemble as one ATen graph, without weights.
+
+    Attributes:
+        graph: Placeholders are the packed weights (`meta["packed"]`), then the user inputs; fake values throughout.
+        weights: How one member's state becomes its pieces of the packed weights.
+        member: The member graph it was made from: specs, output names, dims.
+        n_members: N.
+        per_member: Names of the inputs that carry a leading N axis.
+        member_axis: Where N stands in the outputs: 0 `(N, B, ...)`, 1 `(B, N, ...)`.
+        plan: Strategy and the ops that went down the ladder.
+    """
+
+    graph: fx.Graph
+    weights: WeightProgram
+    member: MemberGraph
+    n_members: int
+    per_member: tuple[str, ...]
+    member_axis: int
+    plan: Plan
+
+    @property
+    def packed(self) -> dict[fx.Node, PackedWeight]:
+        """The weight placeholders, in order."""
+        return {node: node.meta["packed"] for node in self.graph.nodes if "packed" in node.meta}
+
+    @property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The user-input placeholders, in the file's order."""
+        return tuple(node for node in self.graph.nodes if node.op == "placeholder" and "packed" not in node.meta)
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The output nodes, in the order of `member.output_names`."""
+        return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+
+def batch_graph(
+    member: MemberGraph,
+    n_members: int,
+    *,
+    shared_state: Collection[str] = (),
+    per_member: Sequence[str] = (),
+    member_axis: int = 0,
+    strategy: str = "auto",
+) -> BatchedGraph:
+    """Write the batched graph of `n_members` members.
+
+    Args:
+        member: One member's graph.
+        n_members: N. One member gives the plain model with a leading axis of 1.
+        shared_state: Names of state tensors that are equal in all members: kept once.
+        per_member: Names of the inputs that get a leading N axis; all others are shared.
+        member_axis: Where N stands in the outputs, 0 or 1.
+        strategy: `auto` or `stacked` batch op by op; `unrolled` writes N branches in one graph.
+
+    Raises:
+        ExportError: No step of the ladder takes some op; names op and source line.
+    """
+    if strategy != "unrolled":
+        try:
+            return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy)
+        except StepError as error:
+            if strategy == "stacked":
+                raise ExportError(f"cannot batch {error}.", hint="Use --strategy auto or unrolled.") from error
+            unrolled = _Walk(member, n_members, shared_state, per_member, member_axis)
+            op, _, reason = str(error).partition(": ")
+            fallback = Fallback(op, reason, "unroll_graph")
+            return unrolled.unrolled("unrolled", (fallback,))
+    return _Walk(member, n_members, shared_state, per_member, member_axis).unrolled("unrolled", ())
+
+
+class _Walk:
+    """One pass over the member graph."""
+
+    def __init__(
+        self,
+        member: MemberGraph,
+        n_members: int,
+        shared_state: Collection[str],
+        per_member: Sequence[str],
+        member_axis: int,
+    ) -> None:
+        self.member = member
+        self.n_members = n_members
+        self.shared_state = set(shared_state)
+        self.per_member = tuple(per_member)
+        self.member_axis = member_axis
+        self.ctx = Context(n_members, GraphBuilder(member.fake_mode), GraphBuilder(member.fake_mode))
+        self.env: dict[fx.Node, Any] = {}
+        self.fallbacks: list[Fallback] = []
+
+    def batched(self, strategy: str) -> BatchedGraph:
+        """Batch op by op."""
+        self._placeholders()
+        outputs = self._run()
+        return self._finish([self._output(value) for value in outputs], strategy, tuple(self.fallbacks))
+
+    def unrolled(self, strategy: str, fallbacks: tuple[Fallback, ...]) -> BatchedGraph:
+        """Write one copy of the member graph a member and stack the results."""
+        self._placeholders()
+        inputs = dict(self.env)
+        copies: list[list[fx.Node]] = []
+        for index in range(self.n_members):
+            self.ctx.only_member = index
+            self.env = {
+                node: shared_value(self.ctx.member(value, index), value.member)
+                if isinstance(value.layout, Stacked)
+                else value
+                for node, value in inputs.items()
+            }
+            copies.append([self.ctx.shared(value) for value in self._run()])
+        self.ctx.only_member = None
+        self.ctx.builder.origin = None
+        stacked = [
+            Value(self.ctx.call(aten.stack.default, list(copy), 0), Stacked(0), value)
+            for copy, value in zip(zip(*copies, strict=True), self.member.output_values, strict=True)
+        ]
+        return self._finish([self._output(value) for value in stacked], strategy, fallbacks)
+
+    # -- leaves ------------------------------------------------------------------------------------
+
+    def _placeholders(self) -> None:
+        """Make the user inputs and the weight graph's leaves."""
+        for name, node in self.member.inputs.items():
+            fake = node.meta["val"]
+            if name in self.per_member:
+                with self.member.fake_mode:
+                    stacked = fake.new_empty((self.n_members, *fake.shape))
+                physical = self.ctx.add_input(name, stacked)
+                self.env[node] = Value(physical, Stacked(0), fake)
+            else:
+                self.env[node] = shared_value(self.ctx.add_input(name, fake), fake)
+        constants = self.member.constants
+        for node, name in self.member.state.items():
+            leaf = self.ctx.weight_builder.placeholder(f"leaf_{len(self.env)}", node.meta["val"])
+            leaf.meta["leaf"] = name
+            is_shared = name in self.shared_state or name in constants or self.n_members == 1
+            self.env[node] = Value(leaf, WeightLayout(is_shared), node.meta["val"])
+
+    # -- the walk ----------------------------------------------------------------------------------
+
+    def _run(self) -> list[Value]:
+        for node in self.member.graph.nodes:
+            if node.op == "call_function":
+                self.ctx.builder.origin = node
+                self.ctx.weight_builder.origin = node
+                self.env[node] = self._visit(node)
+        return [self.env[node] for node in self.member.outputs]
+
+    def _visit(self, node: fx.Node) -> Any:
+        args: Any
+        kwargs: Any
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        if not isinstance(node.target, OpOverload):
+            return self._python_op(node, args)
+        self.ctx.result = node.meta.get("val")
+        if node.target is aten.sym_size.int:
+            return self.ctx.size(args[0], args[1])
+        values = values_in((args, kwargs))
+        if values and all(value.is_weight for value in values) and self._stays_weight(node, values):
+            return self._on_weights(node, args, kwargs)
+        is_one_member = self.ctx.only_member is not None
+        if is_one_member or not any(value.is_per_member for value in values):
+            return self._as_is(node, args, kwargs)
+        try:
+            results, step, _ = climb_down(self.ctx, node.target, args, kwargs)
+        except StepError as error:
+            raise StepError(f"{node.target}: {source_line(node)} ({error})") from error
+        if step != "rule":
+            self.fallbacks.append(Fallback(str(node.target), source_line(node), step))
+        return results
+
+    def _python_op(self, node: fx.Node, args: Any) -> Any:
+        """Tuple indexing, or arithmetic on sizes."""
+        if args and isinstance(args[0], tuple):
+            return args[0][args[1]]
+        if any(isinstance(arg, fx.Node) for arg in args):
+            return self.ctx.call(node.target, *args, **node.kwargs)  # type: ignore[arg-type]
+        return node.target(*args, **node.kwargs)  # type: ignore[operator]
+
+    def _stays_weight(self, node: fx.Node, values: list[Value]) -> bool:
+        """May this be computed when packing? Not if it is no tensor, needs a dynamic size, or is much larger."""
+        results = node.meta["val"] if isinstance(node.meta["val"], tuple | list) else (node.meta["val"],)
+        if not all(isinstance(result, torch.Tensor) for result in results):
+            return False
+        sizes = [size for result in results for size in result.shape]
+        if any(isinstance(size, torch.SymInt) for size in sizes):
+            return False
+        grown = sum(result.numel() for result in results)
+        return bool(grown <= _MAX_WEIGHT_GROWTH * sum(value.member.numel() for value in values) + 1024)
+
+    def _on_weights(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        nodes, keywords = map_values((args, kwargs), lambda value: value.node)
+        result = self.ctx.weight_builder.call(node.target, *nodes, **keywords)  # type: ignore[arg-type]
+        is_shared = not any(value.is_per_member for value in values_in((args, kwargs)))
+        return self._wrapped(node, result, self.ctx.weight_builder, WeightLayout(is_shared))
+
+    def _as_is(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """An op on values that are the same for all members (or on one member's own copies)."""
+        nodes, keywords = map_values((args, kwargs), self.ctx.shared)
+        try:
+            result = self.ctx.call(node.target, *nodes, **keywords)  # type: ignore[arg-type]
+        except TRACE_ERRORS as error:
+            raise StepError(f"{node.target}: {source_line(node)} ({error})") from error
+        return self._wrapped(node, result, self.ctx.builder, None)
+
+    def _wrapped(self, node: fx.Node, result: fx.Node, builder: GraphBuilder, layout: WeightLayout | None) -> Any:
+        def wrap(part: fx.Node, member: Any) -> Any:
+            if not isinstance(member, torch.Tensor):
+                return part if isinstance(member, torch.SymInt) else member
+            return shared_value(part, member) if layout is None else Value(part, layout, member)
+
+        member = node.meta["val"]
+        if isinstance(member, tuple | list):
+            return tuple(wrap(builder.call(operator.getitem, result, index), part) for index, part in enumerate(member))
+        return wrap(result, member)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _output(self, value: Value) -> fx.Node:
+        """Bring an output into `(N, B, ...)` or `(B, N, ...)`."""
+        self.ctx.builder.origin = None
+        axis = min(self.member_axis, value.rank)
+        if (value.is_weight and value.is_per_member) or isinstance(value.layout, Stacked | Folded):
+            return self.ctx.stacked(value, axis)
+        if self.n_members == 1:
+            return self.ctx.call(aten.unsqueeze.default, self.ctx.shared(value), axis)
+        return self.ctx.stacked(shared_value(self.ctx.shared(value), value.member), axis)
+
+    def _finish(self, outputs: list[fx.Node], strategy: str, fallbacks: tuple[Fallback, ...]) -> BatchedGraph:
+        graph = self.ctx.builder.graph
+        graph.output(tuple(outputs))
+        graph.output_node().meta["val"] = tuple(node.meta["val"] for node in outputs)
+        inputs = {node for node in graph.nodes if node.op == "placeholder" and "packed" not in node.meta}
+        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        for node in [node for node in graph.nodes if "packed" in node.meta and not node.users]:
+            graph.erase_node(node)
+        graph.lint()
+        assert inputs <= set(graph.nodes)
+        return BatchedGraph(
+            graph,
+            self._weight_program([node for node in graph.nodes if "packed" in node.meta]),
+            self.member,
+            self.n_members,
+            self.per_member,
+            self.member_axis,
+            Plan(strategy, fallbacks),
+        )
+
+    def _weight_program(self, placeholders: list[fx.Node]) -> WeightProgram:
+        """Finish the weight graph: only the pieces that the batched graph still reads."""
+        graph = self.ctx.weight_builder.graph
+        packed = self.ctx.packer.finish(placeholders, graph)
+        leaves = tuple(node.meta["leaf"] for node in graph.nodes if node.op == "placeholder")
+        return WeightProgram(fx.GraphModule(torch.nn.Module(), graph), leaves, self.member.constants, packed)

@@ -1,0 +1,161 @@
+"""The fallback ladder for one op: own rule, `torch.vmap(op)`, the op unrolled over the members.
+
+Each step either returns the op's results or says why it cannot; the order stands here and nowhere else. The last
+step, the whole member graph unrolled, is the engine's: it concerns all ops at once.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ensexport.batching.context import Context
+from ensexport.batching.registry import rule_for
+from ensexport.batching.rules.pointwise import is_pointwise, pointwise
+from ensexport.batching.tree import leaves_of, map_values, values_in
+from ensexport.batching.value import Stacked, Value
+
+aten = torch.ops.aten
+
+# What torch raises when an op does not take the shapes it is given or would have to fix a dynamic one.
+# _ShapeEnvGuardError is a RuntimeError.
+TRACE_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+    KeyError,
+)
+
+Args = tuple[Any, ...]
+Results = Value | tuple[Value, ...]
+
+
+class StepError(Exception):
+    """A step of the ladder does not take this op; the message says why."""
+
+
+def own_rule(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
+    """Apply the registered rule, or the one rule of all elementwise ops."""
+    function = rule_for(op)
+    try:
+        if function is not None:
+            results = function(ctx, *args, **kwargs)
+        elif is_pointwise(op):
+            results = pointwise(ctx, op, args, kwargs)
+        else:
+            raise StepError("no rule")
+    except TRACE_ERRORS as error:
+        raise StepError(f"its rule: {_first_line(error)}") from error
+    if results is None:
+        raise StepError("its rule does not take this combination")
+    return _checked(ctx, results)
+
+
+def vmapped(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
+    """Trace `torch.vmap(op)` on fake tensors, refusing any new guard on a dynamic dimension."""
+    values = values_in((args, kwargs))
+    physical = [ctx.stacked(value) if value.is_per_member else ctx.shared(value) for value in values]
+    in_dims = tuple(0 if value.is_per_member else None for value in values)
+    if any(isinstance(leaf, fx.Node) for leaf in leaves_of((args, kwargs))):
+        raise StepError("takes a dynamic size as an argument")
+
+    def call(*tensors: torch.Tensor) -> Any:
+        fill = iter(tensors)
+        new_args, new_kwargs = map_values((args, kwargs), lambda _: next(fill))
+        return op(*new_args, **new_kwargs)
+
+    fakes = [node.meta["val"] for node in physical]
+    try:
+        with warnings.catch_warnings(), ctx.builder.symbolic():
+            warnings.simplefilter("error")  # "performance drop": vmap would loop over the members itself
+            traced = make_fx(torch.vmap(call, in_dims=in_dims), tracing_mode="real", _allow_non_fake_inputs=True)(
+                *fakes
+            )
+    except (*TRACE_ERRORS, UserWarning) as error:
+        raise StepError(f"torch.vmap: {_first_line(error)}") from error
+    return _checked(ctx, _inlined(ctx, traced, physical))
+
+
+def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
+    """Call the op once a member and stack the results."""
+    copies = []
+    try:
+        for index in range(ctx.n_members):
+            member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]
+            copies.append(ctx.call(op, *member_args, **member_kwargs))
+        if isinstance(ctx.result, torch.Tensor):
+            return _checked(ctx, ctx.value(ctx.call(aten.stack.default, copies), Stacked(0)))
+        stacked = [
+            ctx.call(aten.stack.default, [ctx.call(operator.getitem, copy, output) for copy in copies])
+            for output in range(len(ctx.result))
+        ]
+    except TRACE_ERRORS as error:
+        raise StepError(f"unrolled: {_first_line(error)}") from error
+    return _checked(ctx, tuple(ctx.value(node, Stacked(0), output=i) for i, node in enumerate(stacked)))
+
+
+STEPS: tuple[tuple[str, Callable[..., Results]], ...] = (
+    ("rule", own_rule),
+    ("vmap", vmapped),
+    ("unroll_op", unrolled),
+)
+
+
+def climb_down(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> tuple[Results, str, list[str]]:
+    """Batch one op by the first step that takes it.
+
+    Returns:
+        The results, the step's name, and why each step before it did not take the op.
+
+    Raises:
+        StepError: No step takes it.
+    """
+    reasons: list[str] = []
+    for name, step in STEPS:
+        try:
+            return step(ctx, op, args, kwargs), name, reasons
+        except StepError as error:
+            reasons.append(str(error))
+    raise StepError("; ".join(reasons))
+
+
+def _checked(ctx: Context, results: Any) -> Results:
+    for value in results if isinstance(results, tuple) else (results,):
+        problem = ctx.describe_error(value) if isinstance(value, Value) else None
+        if problem is not None:
+            raise StepError(f"wrong result: {problem}")
+    return results  # type: ignore[no-any-return]
+
+
+def _inlined(ctx: Context, traced: fx.GraphModule, inputs: list[fx.Node]) -> Results:
+    """Copy the nodes of a traced op into the batched graph."""
+    env: dict[fx.Node, fx.Node] = {}
+    feed = iter(inputs)
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = next(feed)
+        elif node.op == "call_function":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            env[node] = ctx.call(node.target, *args, **kwargs)
+        elif node.op == "output":
+            outputs = node.args[0]
+            if isinstance(ctx.result, torch.Tensor):
+                return ctx.value(env[outputs[0] if isinstance(outputs, tuple | list) else outputs], Stacked(0))
+            return tuple(ctx.value(env[out], Stacked(0), output=i) for i, out in enumerate(outputs))
+        else:
+            raise StepError(f"torch.vmap needs a constant ({node.target})")
+    raise StepError("torch.vmap returned nothing")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"

@@ -1,0 +1,113 @@
+"""Elementwise ops: one rule for all of them, told by torch's own tag.
+
+Source: `torch.Tag.pointwise` (aten/src/ATen/native/tags.yaml, torch 2.13).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from ensexport.batching.context import Context
+from ensexport.batching.tree import map_values, values_in
+from ensexport.batching.value import Folded, Stacked, Value, same_size
+
+aten = torch.ops.aten
+
+# Elementwise in effect, though torch does not tag them so.
+_UNTAGGED = {
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.type_as.default,
+    aten.nan_to_num.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.one_hot.default,
+}
+
+
+def is_pointwise(op: OpOverload) -> bool:
+    """Does every element of the result depend on one element of each (broadcast) argument?"""
+    return torch.Tag.pointwise in op.tags or op in _UNTAGGED
+
+
+def pointwise(ctx: Context, op: OpOverload, args: Any, kwargs: Any) -> Value:
+    """Batch an elementwise op in the layout its arguments have, else in the stacked one."""
+    values = values_in((args, kwargs))
+    rank = max(value.rank for value in values)
+
+    def call(to_node: Any) -> fx.Node:
+        new_args, new_kwargs = map_values((args, kwargs), to_node)
+        return ctx.call(op, *new_args, **new_kwargs)
+
+    layout = _same_layout(values, rank)
+    if layout is not None:
+        return ctx.value(call(lambda v: v.node if v.is_per_member else ctx.shared(v)), layout)
+    dim = _common_fold(ctx, values, rank)
+    if dim is not None:
+        return ctx.value(call(lambda v: _against_fold(ctx, v, dim, rank)), Folded(dim))
+    return ctx.value(call(lambda v: ctx.broadcast(v, rank)), Stacked(0))
+
+
+def _same_layout(values: list[Value], rank: int) -> Stacked | Folded | None:
+    """The layout of all per-member values, if they share one and everything else is a single number."""
+    layouts = {value.layout for value in values if value.is_per_member}
+    alike = len(layouts) == 1 and all(
+        value.rank == rank and tuple(map(str, value.shape)) == tuple(map(str, values[0].shape))
+        if value.is_per_member
+        else value.member.numel() == 1 and value.rank <= 1
+        for value in values
+    )
+    layout = next(iter(layouts)) if alike and values[0].is_per_member else None
+    return layout if isinstance(layout, Stacked | Folded) else None
+
+
+def _common_fold(ctx: Context, values: list[Value], rank: int) -> int | None:
+    """The dim that all per-member activations are folded into, if every other argument can follow."""
+    layouts = {value.layout for value in values if value.is_per_member and not value.is_weight}
+    layout = next(iter(layouts)) if len(layouts) == 1 else None
+    if not isinstance(layout, Folded):
+        return None
+    size = ctx.result.shape[layout.dim]
+    for value in values:
+        own = layout.dim - (rank - value.rank)
+        if value.is_per_member and not value.is_weight:
+            if value.rank != rank or not same_size(value.shape[layout.dim], size):
+                return None
+        elif value.is_per_member:
+            leads = own >= 0 and all(same_size(other, 1) for other in value.shape[:own])
+            if not (leads or value.member.numel() == 1) or not isinstance(size, int):
+                return None
+    return layout.dim
+
+
+def _against_fold(ctx: Context, value: Value, dim: int, rank: int) -> fx.Node:
+    """A tensor that broadcasts against members folded into logical dim `dim`."""
+    if value.is_per_member and not value.is_weight:
+        return value.node
+    size = ctx.result.shape[dim]
+    tail = [1] * (rank - dim - 1)
+    own = dim - (rank - value.rank)
+    if value.is_per_member:
+        rest = list(value.shape[own + 1 :]) if own >= 0 else []
+        lead = value.shape[own] if own >= 0 else 1
+        shape = [lead, *rest] if own >= 0 and value.member.numel() != 1 else [1, *tail]
+        piece = ctx.weight(aten.reshape.default, value, shape)
+        return ctx.folded(ctx.weight(aten.expand.default, piece, [size, *shape[1:]]), 0)
+    node = ctx.shared(value)
+    if own < 0 or same_size(value.shape[own], 1):
+        return node
+    # A shared tensor with the same channels for every member: repeat them side by side.
+    repeated = ctx.call(aten.expand.default, ctx.call(aten.unsqueeze.default, node, own), _repeat(value, own, ctx))
+    return ctx.call(aten.flatten.using_ints, repeated, own, own + 1)
+
+
+def _repeat(value: Value, dim: int, ctx: Context) -> list[int]:
+    sizes = [-1] * value.rank
+    sizes.insert(dim, ctx.n_members)
+    return sizes

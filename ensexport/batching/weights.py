@@ -1,0 +1,151 @@
+"""The weight side of a batched graph: every packed initializer as a function of ONE member's tensors.
+
+While the batched graph is written, anything that depends on a member's state alone goes into a second graph, the
+weight graph: state in, finished pieces out. Packing runs it once a member and writes each piece to that member's
+own contiguous range. So the batched graph is made without any weights, members can be streamed one at a time,
+and one member can be replaced without a new export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+Kind = Literal["stacked", "folded", "shared", "member"]
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One initializer of the batched graph.
+
+    Attributes:
+        name: Its name in the exported files, such as `fc1.weight`.
+        piece: Index of the member's piece in the weight graph's outputs.
+        kind: `stacked`: pieces side by side on a new axis 0, `(N, ...)`. `folded`: merged into axis 0,
+            `(N*C, ...)`. `shared`: one piece serves all. `member`: the piece of `member_index` alone.
+        member_index: The member, for kind `member`.
+        piece_shape: Shape of one member's piece.
+        dtype: Dtype of the piece.
+    """
+
+    name: str
+    piece: int
+    kind: Kind
+    member_index: int | None
+    piece_shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def shape(self, n_members: int) -> tuple[int, ...]:
+        """Shape of the initializer for `n_members` members."""
+        if self.kind == "stacked":
+            return (n_members, *self.piece_shape)
+        if self.kind == "folded":
+            return (n_members * self.piece_shape[0], *self.piece_shape[1:])
+        return self.piece_shape
+
+
+@dataclass(frozen=True)
+class WeightProgram:
+    """The weight graph, finished: turns one member's state into its pieces.
+
+    Attributes:
+        module: Takes the leaves in order, returns the tuple of pieces.
+        leaves: Names of the state tensors it reads.
+        constants: Values of leaves that belong to the architecture, not to a member's state.
+        packed: The initializers made of the pieces.
+    """
+
+    module: fx.GraphModule
+    leaves: tuple[str, ...]
+    constants: Mapping[str, torch.Tensor]
+    packed: tuple[PackedWeight, ...]
+
+    def pieces(self, state: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return one member's pieces, each contiguous.
+
+        Args:
+            state: The member's parameters and buffers by name.
+        """
+        leaves = [state[name] if name in state else self.constants[name] for name in self.leaves]
+        with torch.no_grad():
+            pieces: tuple[torch.Tensor, ...] = self.module(*leaves)
+        return tuple(piece.detach().contiguous() for piece in pieces)
+
+    def pack(self, states: Iterable[Mapping[str, torch.Tensor]], n_members: int) -> dict[str, torch.Tensor]:
+        """Return every initializer by name, filled member by member.
+
+        Args:
+            states: One state a member, read one at a time.
+            n_members: N.
+        """
+        packed = {weight.name: torch.empty(weight.shape(n_members), dtype=weight.dtype) for weight in self.packed}
+        for member_index, state in enumerate(states):
+            pieces = self.pieces(state)
+            for weight in self.packed:
+                self._write(packed[weight.name], weight, pieces[weight.piece], member_index)
+        return packed
+
+    @staticmethod
+    def _write(target: torch.Tensor, weight: PackedWeight, piece: torch.Tensor, member_index: int) -> None:
+        if weight.kind == "stacked":
+            target[member_index].copy_(piece)
+        elif weight.kind == "folded":
+            size = weight.piece_shape[0]
+            target[member_index * size : (member_index + 1) * size].copy_(piece)
+        elif member_index == (weight.member_index or 0):
+            target.copy_(piece)
+
+
+class WeightPacker:
+    """Collects the initializers a batched graph asks for, each (piece, kind) once, under readable names."""
+
+    def __init__(self) -> None:
+        self.placeholders: dict[Any, fx.Node] = {}
+        self._names: set[str] = set()
+
+    def add(self, node: fx.Node, kind: Kind, member_index: int | None) -> PackedWeight:
+        """Name the initializer made of the piece that `node` of the weight graph computes."""
+        piece = node.meta["val"]
+        name = self._unique(_readable_name(node) + (f".member_{member_index}" if member_index is not None else ""))
+        return PackedWeight(name, -1, kind, member_index, tuple(int(size) for size in piece.shape), piece.dtype)
+
+    def finish(self, placeholders: list[fx.Node], weight_graph: fx.Graph) -> tuple[PackedWeight, ...]:
+        """Make the weight graph return exactly the pieces that `placeholders` of the batched graph read.
+
+        After it, every placeholder's `meta["packed"]` holds the index of its piece, and the weight graph has no
+        node or leaf that no piece needs.
+        """
+        node_of = {placeholder: key[0] for key, placeholder in self.placeholders.items()}
+        pieces = list(dict.fromkeys(node_of[placeholder] for placeholder in placeholders))
+        for placeholder in placeholders:
+            weight = placeholder.meta["packed"]
+            placeholder.meta["packed"] = replace(weight, piece=pieces.index(node_of[placeholder]))
+        weight_graph.output(tuple(pieces))
+        weight_graph.eliminate_dead_code(is_impure_node=lambda node: node.op == "output")
+        for node in [node for node in weight_graph.nodes if node.op == "placeholder" and not node.users]:
+            weight_graph.erase_node(node)
+        return tuple(placeholder.meta["packed"] for placeholder in placeholders)
+
+    def _unique(self, stem: str) -> str:
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}.{number}"
+        self._names.add(name)
+        return name
+
+
+_REARRANGING = {"permute", "reshape", "expand", "view", "transpose", "t", "unsqueeze", "squeeze"}
+
+
+def _readable_name(node: fx.Node) -> str:
+    """`fc1.weight` for a state tensor, rearranged or not; `fc1.weight.mul` for what is computed from it."""
+    if "leaf" in node.meta:
+        return str(node.meta["leaf"])
+    source = next((_readable_name(arg) for arg in node.all_input_nodes), "constant")
+    op = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+    return source if op in _REARRANGING else f"{source}.{op}"

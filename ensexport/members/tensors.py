@@ -1,0 +1,123 @@
+"""The tensors of one state dict: made plain, checked, searched for NaN, and given a digest.
+
+Later stages may rely on what `plain_state` returns: dense, contiguous, on the CPU, no gradient, no subclass,
+and tied weights are the same object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+from ensexport.errors import CheckpointError
+from ensexport.members.wording import quote_path
+
+_SPARE_BYTES = 2**20
+
+
+def plain_state(state: Mapping[str, torch.Tensor], path: str, *, size_bytes: int) -> dict[str, torch.Tensor]:
+    """Turn loaded tensors into plain dense ones and keep tied weights tied.
+
+    A file of a kilobyte can hold a stride-0 tensor of a terabyte: so the bytes that the tensors would fill
+    are bounded by four times the file, plus 1 MiB for honest small expanded buffers.
+
+    Args:
+        state: Tensors as they came out of the file. Complex ones are fine.
+        path: For messages.
+        size_bytes: Size of the file.
+
+    Returns:
+        New dict, same order. Two names whose tensors share storage, place and shape hold the same object.
+
+    Raises:
+        CheckpointError: A tensor is sparse, quantised, nested, without data (meta) or of a subclass, or the
+            tensors claim far more bytes than the file has; names the tensor.
+    """
+    result: dict[str, torch.Tensor] = {}
+    seen: dict[tuple[object, ...], torch.Tensor] = {}
+    budget = 4 * size_bytes + _SPARE_BYTES
+    for name, tensor in state.items():
+        _check_kind(name, tensor, path)
+        place = _place(tensor)
+        if place not in seen:
+            claimed = tensor.numel() * tensor.dtype.itemsize
+            budget -= claimed
+            if budget < 0:
+                raise CheckpointError(
+                    f"tensor {name!r} in {quote_path(path)} claims {claimed} bytes "
+                    f"(shape {tuple(tensor.shape)}, strides {tensor.stride()}), its storage has "
+                    f"{tensor.untyped_storage().nbytes()} and the file {size_bytes}.",
+                    hint="Save a contiguous copy of the tensor.",
+                )
+            seen[place] = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        result[name] = seen[place]
+    return result
+
+
+def find_nonfinite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or Inf, in order."""
+    return [name for name, tensor in state.items() if not _is_finite(tensor)]
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 of the weights alone: names, dtypes, shapes and bytes, in the order of the names.
+
+    The same weights give the same digest whatever the file format, name order or sharing of storage.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{len(name.encode('utf-8', 'surrogatepass'))} ".encode())
+        digest.update(name.encode("utf-8", "surrogatepass"))
+        digest.update(f" {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(_raw_bytes(tensor).numpy().data)
+    return digest.hexdigest()
+
+
+def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """True if dtype, shape and every byte agree; unlike `torch.equal`, NaN equals the same NaN."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return first is second or torch.equal(_raw_bytes(first), _raw_bytes(second))
+
+
+def _raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for two tensors that are views of the same bytes in the same way."""
+    pointer = tensor.untyped_storage().data_ptr()
+    if not pointer or not tensor.numel():
+        return (id(tensor),)
+    flags = (tensor.is_conj(), tensor.is_neg())
+    return (pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, flags)
+
+
+def _check_kind(name: str, tensor: torch.Tensor, path: str) -> None:
+    what = advice = ""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        what, advice = f"of type {type(tensor).__qualname__}", "Save it as a plain tensor."
+    elif tensor.is_quantized:
+        what, advice = f"quantised ({tensor.dtype})", "Save it with .dequantize()."
+    elif tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+        what, advice = kind, "Save it with .to_dense()."
+    elif tensor.is_meta:
+        what, advice = "without data (device meta)", "Save the model after its weights are loaded."
+    if what:
+        raise CheckpointError(
+            f"cannot use tensor {name!r} in {quote_path(path)}: expected a dense tensor, got one {what}.",
+            hint=advice,
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # isfinite has no kernel for the float8 types
+    return bool(torch.isfinite(tensor).all())

@@ -1,0 +1,125 @@
+"""`pack`: checkpoint files in, proven artifacts out. What the command line calls, usable alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ensexport.members import Members, load_members
+from ensexport.pipeline import ExportReport, OnStage, export
+from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
+from ensexport.staging import Staging
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed.
+
+    Attributes:
+        members: The members, in order, and what was skipped.
+        export: The artifacts and their proof; None after a dry run.
+        timings_s: Seconds per stage, loading first.
+    """
+
+    members: Members
+    export: ExportReport | None
+    timings_s: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the contract, less `command` and `ok`."""
+        done = self.export
+        return {
+            **members_dict(self.members),
+            "artifacts": [] if done is None else [asdict(artifact) for artifact in done.artifacts],
+            "validation": None if done is None else done.validation.to_dict(),
+            "plan": None if done is None else asdict(done.plan),
+            "dims": {} if done is None else {name: list(bounds) for name, bounds in done.dims.items()},
+            "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
+            "warnings": list(self.members.warnings),
+        }
+
+
+def members_dict(members: Members) -> dict[str, Any]:
+    """Return the `members` and `skipped` entries of the JSON contract."""
+    names = ("index", "path", "sha256", "container_key", "stripped_prefix")
+    return {
+        "members": [{name: getattr(member, name) for name in names} for member in members],
+        "skipped": [asdict(skipped) for skipped in members.skipped],
+    }
+
+
+def pack(
+    checkpoints: Sequence[str | Path],
+    outputs: Sequence[str | Path],
+    *,
+    model: str | Callable[..., Any],
+    inputs: Sequence[TensorSpec | str],
+    model_args: Mapping[str, Any] | None = None,
+    base_dir: str | Path | None = None,
+    per_member: Sequence[str] = (),
+    member_axis: int = 0,
+    opset: int | None = None,
+    strategy: str = "auto",
+    provider: str = "cpu",
+    output_names: Sequence[str] | None = None,
+    tolerance: Tolerance | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    on_stage: OnStage | None = None,
+) -> PackReport:
+    """Load checkpoints, batch them, export, prove, write.
+
+    Args:
+        checkpoints: Folders, files or globs.
+        outputs: Files to write; each suffix says its format.
+        model: The architecture, as for `load_members`.
+        inputs: Input specs, as for `export`.
+        model_args: Keyword arguments of the architecture.
+        base_dir: What a relative path in `model` is relative to.
+        per_member: Names of the inputs that get a leading N axis.
+        member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
+        opset: ONNX opset version.
+        strategy: `auto`, `stacked` or `unrolled`.
+        provider: Where ONNX files are checked.
+        output_names: New names for the outputs.
+        tolerance: The bound.
+        force: Replace files that exist.
+        dry_run: Load and compare the members, check the outputs, write nothing.
+        on_stage: Called as `(stage, done, total)`.
+
+    Raises:
+        EnsexportError: As documented at `load_members` and `export`.
+    """
+    specs = parse_inputs(inputs)
+    targets = [Path(output) for output in outputs]
+    for target in targets:
+        artifact_format(target)
+    Staging(targets, force=force)  # refuse a bad target before the work, not after
+    begin = time.perf_counter()
+
+    def tell(path: str, done: int, total: int) -> None:
+        if on_stage is not None:
+            on_stage("load", done, total)
+
+    members = load_members(list(checkpoints), model, model_args=model_args, base_dir=base_dir, on_progress=tell)
+    load_s = time.perf_counter() - begin
+    if dry_run:
+        return PackReport(members, None, {"load": load_s})
+    done = export(
+        members,
+        targets,
+        inputs=specs,
+        per_member=per_member,
+        member_axis=member_axis,
+        opset=opset,
+        strategy=strategy,
+        provider=provider,
+        output_names=output_names,
+        tolerance=tolerance,
+        force=force,
+        on_stage=on_stage,
+    )
+    return PackReport(members, done, {"load": load_s, **done.timings_s})

@@ -1,0 +1,271 @@
+"""Frozen value types that every stage speaks: inputs, tolerances, artifacts. Standard library only.
+
+They stand at the bottom of the import order so that `ensexport --help` and usage errors never load torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ensexport.errors import InputSpecError, UsageError
+
+DTYPES = (
+    "float16", "bfloat16", "float32", "float64",
+    "int8", "int16", "int32", "int64", "uint8", "bool",
+)  # fmt: skip
+FORMAT_BY_SUFFIX = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2"}
+
+_SPEC = re.compile(r"^\s*(?P<name>[A-Za-z_]\w*)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*$")
+_DIM_NAME = re.compile(r"^[A-Za-z_]\w*$")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one model input.
+
+    Attributes:
+        name: A parameter of the model's `forward`, or any name when inputs bind by position.
+        dtype: One of `DTYPES`.
+        dims: One entry a dimension, as ONE member sees it: an int is fixed, a string names a dynamic
+            dimension. Equal names mean equal sizes.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> TensorSpec:
+        """Parse `NAME:DTYPE[DIM,...]`, for example `x:float32[batch,1,28,28]`.
+
+        Raises:
+            InputSpecError: The text has another form, an unknown dtype, or a size below 1.
+        """
+        match = _SPEC.match(text)
+        if match is None:
+            raise InputSpecError(
+                f"cannot read input {text!r}: expected NAME:DTYPE[DIM,...].",
+                hint="Write it like 'x:float32[batch,1,28,28]'; a named DIM is dynamic.",
+            )
+        dtype = match["dtype"]
+        if dtype not in DTYPES:
+            raise InputSpecError(
+                f"cannot read input {text!r}: unknown dtype {dtype!r}.",
+                hint=f"Use one of {', '.join(DTYPES)}.",
+            )
+        dims = tuple(_parse_dim(part.strip(), text) for part in match["dims"].split(",") if match["dims"].strip())
+        return cls(match["name"], dtype, dims)
+
+    @property
+    def dim_names(self) -> tuple[str, ...]:
+        """The dynamic dimensions, in order of appearance."""
+        return tuple(dict.fromkeys(dim for dim in self.dims if isinstance(dim, str)))
+
+    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Return the concrete shape for one size per dynamic dimension."""
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.dtype}[{','.join(map(str, self.dims))}]"
+
+
+def _parse_dim(part: str, text: str) -> int | str:
+    if _DIM_NAME.match(part):
+        return part
+    if re.fullmatch(r"\d+", part) and int(part) > 0:
+        return int(part)
+    raise InputSpecError(
+        f"cannot read input {text!r}: dimension {part!r} is neither a positive integer nor a name.",
+        hint="A fixed size is a number, a dynamic one a name such as 'batch'.",
+    )
+
+
+def parse_inputs(inputs: Iterable[TensorSpec | str]) -> tuple[TensorSpec, ...]:
+    """Turn spec texts into `TensorSpec` values and refuse duplicate names.
+
+    Raises:
+        InputSpecError: A text cannot be read, no input is given, or a name is used twice.
+    """
+    specs: list[TensorSpec] = []
+    for item in inputs:
+        if not isinstance(item, TensorSpec | str):
+            raise InputSpecError(
+                f"cannot read input {type(item).__name__}: expected a string or TensorSpec.",
+                hint="Write it like 'x:float32[batch,1,28,28]'; a named DIM is dynamic.",
+            )
+        spec = TensorSpec.parse(item) if isinstance(item, str) else item
+        if any(spec.name == other.name for other in specs):
+            raise InputSpecError(f"input {spec.name!r} is given twice.", hint="Give every input once.")
+        specs.append(spec)
+    if not specs:
+        raise InputSpecError(
+            "no input is specified.", hint="Add --input 'x:float32[batch,1,28,28]' (a named DIM is dynamic)."
+        )
+    return tuple(specs)
+
+
+def dim_names(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """All dynamic dimensions of several inputs, each once, in order of appearance."""
+    return tuple(dict.fromkeys(name for spec in specs for name in spec.dim_names))
+
+
+def batch_dim(specs: Sequence[TensorSpec]) -> str | None:
+    """The dynamic dimension taken as the batch: the first one that leads an input, else None."""
+    return next((spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str)), None)
+
+
+def artifact_format(path: str | Path) -> str:
+    """Return `onnx`, `torchscript` or `pt2` from the path's suffix.
+
+    Raises:
+        UsageError: The suffix is none of `FORMAT_BY_SUFFIX`.
+    """
+    suffix = Path(path).suffix
+    if suffix not in FORMAT_BY_SUFFIX:
+        raise UsageError(
+            f"cannot tell the format of '{path}': unknown suffix {suffix!r}.",
+            hint=f"End the name with one of {', '.join(FORMAT_BY_SUFFIX)}.",
+        )
+    return FORMAT_BY_SUFFIX[suffix]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artifact may be from the float64 loop, as a share of the largest reference value.
+
+    The default bound is `max(4 * error of the loop in its own dtype, floor)`: an artifact may round as
+    the members themselves do, and no more. `atol` or `rtol`, when given, replace it by
+    `atol + rtol * max|reference|`.
+
+    Attributes:
+        atol: Absolute part, in units of the output; None means not given.
+        rtol: Relative part; None means not given.
+    """
+
+    atol: float | None = None
+    rtol: float | None = None
+
+    FLOORS: ClassVar[dict[str, float]] = {
+        "float16": 2e-3,
+        "bfloat16": 2e-2,
+        "float32": 1e-5,
+        "float64": 1e-12,
+    }
+
+    def bound(self, *, dtype: str, scale: float, loop_error: float) -> float:
+        """Return the allowed `max|y - reference| / scale`.
+
+        Args:
+            dtype: Dtype the members compute in.
+            scale: `max|reference|`, or 1 when the reference is all zero.
+            loop_error: The loop's own `max|y - reference| / scale`.
+        """
+        if self.atol is None and self.rtol is None:
+            return max(4 * loop_error, self.FLOORS.get(dtype, 0.0))
+        return (self.atol or 0.0) / scale + (self.rtol or 0.0)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file: where it is, what it is, and the digest that identifies it."""
+
+    path: str
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One output of one member compared at one batch size, on one artifact and provider.
+
+    Attributes:
+        artifact: Path of the artifact, as the user gave it.
+        provider: Execution provider, or `torch-cpu` and `torch-cuda` for torch's own formats.
+        batch: Size of the batch dimension; None when no dimension is dynamic.
+        member_index: The member compared.
+        output: Name of the output.
+        max_abs: Largest absolute difference to the float64 loop.
+        max_rel: `max_abs` divided by the largest reference value.
+        bound: What `max_rel` may be.
+        passed: `max_rel <= bound` and the NaN and Inf positions agree.
+        index: Where the largest difference is, within the member's output.
+        expected: The reference value there.
+        actual: The artifact's value there.
+        dtype: The members' dtype of this output.
+        optimization: ONNX Runtime's graph optimisation level, empty elsewhere.
+        seed: Seed of the random inputs.
+    """
+
+    artifact: str
+    provider: str
+    batch: int | None
+    member_index: int
+    output: str
+    max_abs: float
+    max_rel: float
+    bound: float
+    passed: bool
+    index: tuple[int, ...] = ()
+    expected: float = 0.0
+    actual: float = 0.0
+    dtype: str = ""
+    optimization: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """One step down the ladder: which op, from which source line, to which step."""
+
+    op: str
+    source: str
+    step: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the batched graph was made."""
+
+    strategy: str
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All checks made on a set of artifacts."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if there was at least one check and none failed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def worst(self) -> Check:
+        """The check that uses up most of its bound; a failed one comes before any that passed."""
+        return max(self.checks, key=lambda check: (not check.passed, check.max_rel / (check.bound or 1e-300)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the `validation` object of the JSON contract."""
+        names = ("artifact", "provider", "batch", "member_index", "output", "max_abs", "max_rel", "passed",
+                 "bound", "optimization", "seed")  # fmt: skip
+        return {
+            "passed": self.passed,
+            "tolerance": self.worst.bound,
+            "max_error": self.worst.max_rel,
+            "checks": [{name: getattr(check, name) for name in names} for check in self.checks],
+        }
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that was seen and not taken, and why."""
+
+    path: str
+    reason: str

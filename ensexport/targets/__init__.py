@@ -1,0 +1,1 @@
+"""Batched graph -> files: one target format per module."""

@@ -1,0 +1,173 @@
+"""Batched graph -> ONNX, through the exported program and torch's ONNX exporter, weights put in last.
+
+`torch.onnx.export` is never given a module: with a dynamic batch that reports success and writes a fixed one.
+It gets the program with fake weights, so its time and memory do not depend on the ensemble's size; the real bytes
+take their place before the file is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch.export import ExportedProgram
+
+from ensexport.batching.engine import BatchedGraph
+from ensexport.batching.member_graph import MemberGraph
+from ensexport.errors import ExportError, FrozenDimError, OpsetError
+from ensexport.spec import TensorSpec
+from ensexport.targets import onnx_passes
+from ensexport.targets.program import build_program
+
+DEFAULT_OPSET = 20
+MIN_OPSET = 18
+_MAX_IN_FILE_BYTES = 2**31 - 2**24  # protobuf's 2 GiB limit, less room for the graph itself
+
+
+def onnx_model(batched: BatchedGraph, output_names: Sequence[str], *, opset: int | None = None) -> ir.Model:
+    """Return the ONNX model of a batched graph, its initializers still without values.
+
+    Args:
+        batched: The graph.
+        output_names: Names of the outputs, in order.
+        opset: ONNX opset version; None for `DEFAULT_OPSET`, which ONNX Runtime 1.19 and later run.
+
+    Raises:
+        OpsetError: The opset cannot be written.
+        FrozenDimError: A dynamic dim is missing from the inputs or outputs of the written graph.
+        ExportError: The exporter does not know an op; names it.
+    """
+    wanted = DEFAULT_OPSET if opset is None else opset
+    if wanted < MIN_OPSET:
+        raise OpsetError(
+            f"cannot write opset {wanted}: torch's ONNX exporter writes {MIN_OPSET} and later.",
+            hint=f"Use --opset {MIN_OPSET} or more.",
+        )
+    with batched.member.fake_mode:
+        fakes = {w.name: torch.empty(w.shape(batched.n_members), dtype=w.dtype) for w in batched.weights.packed}
+    model = _exported(build_program(batched, fakes), wanted)
+    names = [spec.name for spec in batched.member.specs]
+    _cleaned(model, names, output_names, batched.member.symbols)
+    _check_dims(model, batched.member.specs)
+    return model
+
+
+def member_onnx_model(member: MemberGraph, output_names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
+    """Return ONE member's own ONNX model: what a user would export for a loop over members.
+
+    Args:
+        member: The member graph.
+        output_names: Names of the outputs, in order.
+
+    Returns:
+        The model with that member's weights, and initializer name -> name of the member's state tensor.
+    """
+    model = _exported(member.program, DEFAULT_OPSET)
+    _cleaned(model, list(member.inputs), output_names, member.symbols)
+    return model, {name: name.removeprefix("member.") for name in model.graph.initializers}
+
+
+def _exported(program: ExportedProgram, opset: int) -> ir.Model:
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+    except Exception as error:
+        raise _explained(error, opset) from error
+    assert exported is not None
+    model: ir.Model = exported.model
+    if model.opset_imports.get("") != opset:
+        raise OpsetError(
+            f"cannot write opset {opset}: the graph could only be written for opset {model.opset_imports.get('')}.",
+            hint=f"Leave --opset out (opset {DEFAULT_OPSET}).",
+        )
+    return model
+
+
+def _cleaned(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbols: Mapping[str, str]) -> None:
+    onnx_passes.rename(model, inputs, outputs, symbols)
+    onnx_passes.constant_reshapes(model)
+    onnx_passes.remove_identities(model)
+    onnx_passes.remove_unused(model)
+    onnx_passes.strip_debug_info(model)
+
+
+def write_onnx(
+    model: ir.Model, path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """Write the model with its weights; external data beside it only where one file cannot hold them.
+
+    Args:
+        model: What `onnx_model` returned; its initializers get their values.
+        path: The `.onnx` file; external data goes to `<path>.data`.
+        weights: The packed initializers by name.
+        metadata: For `metadata_props`.
+
+    Returns:
+        The files written.
+    """
+    total = 0
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            value.const_value = TorchTensor(weights[name], name=name)
+        assert value.const_value is not None
+        total += value.const_value.nbytes
+    for key, text in sorted(metadata.items()):
+        model.metadata_props[key] = text
+    model.producer_name = "ensexport"
+    model.producer_version = metadata.get("ensexport_version", "")
+    if total <= _MAX_IN_FILE_BYTES:
+        ir.save(model, path)
+        return (path,)
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name)
+    return (path, data)
+
+
+def _check_dims(model: ir.Model, specs: tuple[TensorSpec, ...]) -> None:
+    for spec, value in zip(specs, model.graph.inputs, strict=True):
+        assert value.shape is not None
+        names = {str(dim) for dim in value.shape if not isinstance(dim, int)}
+        frozen = [dim for dim in spec.dim_names if dim not in names]
+        if frozen:
+            raise FrozenDimError(
+                f"cannot keep the promise that '{frozen[0]}' of input '{spec.name}' is dynamic: the ONNX graph has "
+                f"{[str(dim) for dim in value.shape]}.",
+                hint="Give that dimension a number in --input, or ship .ts or .pt2.",
+            )
+
+
+def _explained(error: Exception, opset: int) -> ExportError:
+    causes: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = next((line.strip() for line in str(current).splitlines() if line.strip()), "")
+        causes.append(f"{type(current).__name__}: {text[:240]}")
+        current = current.__cause__
+    if "opset" in causes[-1].lower() and "version" in causes[-1].lower():
+        return OpsetError(f"cannot write opset {opset}: {causes[-1]}", hint="Leave --opset out.")
+    return ExportError(f"cannot write ONNX: {causes[-1]}", hint="Ship .ts or .pt2 for this model.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log lines off the terminal; what matters is raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

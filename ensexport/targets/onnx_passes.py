@@ -1,0 +1,150 @@
+"""Small rewrites of the exported ONNX model.
+
+Each says what must hold before and what holds after, and returns whether it changed anything; each has its own test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbols: Mapping[str, str]) -> bool:
+    """Give inputs, outputs and dynamic dims the user's names.
+
+    Before: the exporter's names (`s77`, `add_1`). After: the graph's inputs and outputs are called as given, in
+    order, no other value has such a name, and every dim expression is written in the user's dims.
+    """
+    taken = set(inputs) | set(outputs)
+    for value in _values(model):
+        if value.name in taken or value.name in symbols.values():
+            value.name = f"{value.name}_value"
+    for node in model.graph:
+        node.name = f"node_{node.name}" if node.name in taken else node.name
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name
+    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        value.name = name
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b") if symbols else None
+    for value in _values(model):
+        if value.shape is None or pattern is None:
+            continue
+        for index, dim in enumerate(value.shape):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                named = pattern.sub(lambda match: symbols[match[1]], str(dim.value))
+                if named != dim.value:
+                    value.shape[index] = named
+    return True
+
+
+def constant_reshapes(model: ir.Model) -> bool:
+    """Make the shape of every `Reshape` a constant where one can say it with 0 (copy) and one -1 (infer).
+
+    Before: shapes may be computed by Shape, Gather and Concat nodes, which CUDA graphs cannot capture. After: they
+    are computed only where two sizes are unknown in new places. The computing nodes become unused.
+    """
+    modified = False
+    for node in model.graph:
+        if node.op_type not in ("Reshape", "Expand") or node.domain != "":
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or source.shape is None or result.shape is None:
+            continue
+        if node.inputs[1] is not None and ir.convenience.get_const_tensor(node.inputs[1]) is not None:
+            continue
+        entries = _reshape_entries(source.shape, result.shape) if node.op_type == "Reshape" else None
+        if entries is None:
+            continue
+        constant = ir.node(
+            "Constant", [], attributes={"value": ir.tensor(np.array(entries, dtype=np.int64))}, num_outputs=1
+        )
+        constant.outputs[0].name = f"{result.name}_shape"
+        node.prepend(constant)
+        node.replace_input_with(1, constant.outputs[0])
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        modified = True
+    return modified
+
+
+def _reshape_entries(source: ir.Shape, target: ir.Shape) -> list[int] | None:
+    entries: list[int] = []
+    for index, dim in enumerate(target):
+        if isinstance(dim, int):
+            if dim == 0:
+                return None
+            entries.append(dim)
+        elif dim.value is None:
+            return None
+        elif index < len(source) and str(source[index]) == str(dim):
+            entries.append(0)
+        else:
+            entries.append(-1)
+    return entries if entries.count(-1) <= 1 else None
+
+
+def remove_identities(model: ir.Model) -> bool:
+    """Bypass `Identity` nodes.
+
+    Before: the exporter writes one for each alias or clone. After: none is left but those whose value is a graph
+    output made of a graph input or initializer.
+    """
+    modified = False
+    outputs = set(model.graph.outputs)
+    for node in list(model.graph):
+        if node.op_type != "Identity" or node.domain != "":
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or result in outputs:
+            continue
+        result.replace_all_uses_with(source)
+        model.graph.remove(node, safe=True)
+        modified = True
+    return modified
+
+
+def remove_unused(model: ir.Model) -> bool:
+    """Remove nodes and initializers that nothing reads. After: every node leads to an output."""
+    modified = False
+    kept = set(model.graph.outputs)
+    for node in reversed(list(model.graph)):
+        if not any(output in kept or output.uses() for output in node.outputs):
+            model.graph.remove(node, safe=True)
+            modified = True
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in kept:
+            del model.graph.initializers[name]
+            modified = True
+    return modified
+
+
+def strip_debug_info(model: ir.Model) -> bool:
+    """Drop the exporter's notes: they hold absolute paths of the machine that packed, and change the bytes.
+
+    After: no metadata and no doc string on model, graph, nodes or values.
+    """
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for function in model.functions.values():
+        function.metadata_props.clear()
+        function.doc_string = None
+    return True
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
+        values.extend(node.outputs)
+    return list(dict.fromkeys(values))

@@ -1,0 +1,87 @@
+"""Batched graph -> TorchScript, by scripting the ATen graph.
+
+Tracing cannot do it: `torch.jit.trace` refuses `functional_call` modules, and tracing an exported program bakes the
+example's sizes in. Scripting the graph with each overload replaced by its packet keeps every size symbolic, and
+the file loads with plain `torch.jit.load`.
+"""
+
+from __future__ import annotations
+
+import io
+import operator
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload
+
+from ensexport.batching.engine import BatchedGraph
+from ensexport.errors import ExportError
+
+aten = torch.ops.aten
+
+
+def torchscript_bytes(batched: BatchedGraph, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the TorchScript archive of a batched graph.
+
+    The bytes are made in memory: `torch.jit.save` to a path aborts the process on a full disk.
+
+    Args:
+        batched: The graph.
+        weights: The packed initializers by name.
+        metadata: Written as extra file `ensexport.json` and friends, name -> text.
+
+    Raises:
+        ExportError: TorchScript does not know an op of the graph; names it.
+    """
+    module = _scriptable(batched, weights)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit.script points to torch.export, which is where this came from
+            scripted = torch.jit.script(module)
+    except (RuntimeError, NotImplementedError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ExportError(
+            f"cannot write TorchScript: {first.strip()[:300]}", hint="Ship .onnx or .pt2 for this model."
+        ) from error
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(scripted, buffer, _extra_files=dict(metadata))
+    return buffer.getvalue()
+
+
+def _scriptable(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    """The graph as a module whose generated code `torch.jit.script` can read."""
+    root = nn.Module()
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    # Inputs first: TorchScript takes them positionally in the graph's placeholder order.
+    for node in batched.inputs:
+        mapping[node] = graph.placeholder(node.name)
+    for index, (node, weight) in enumerate(batched.packed.items()):
+        name = f"weight_{index}_" + "".join(c if c.isalnum() else "_" for c in weight.name)
+        root.register_buffer(name, weights[weight.name])
+        mapping[node] = graph.get_attr(name)
+    for node in batched.graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), mapping.__getitem__)
+            mapping[node] = graph.call_function(_target(node.target), *_cleaned(args, kwargs))
+    results = tuple(mapping[node] for node in batched.outputs)
+    graph.output(results[0] if len(results) == 1 else results)
+    return fx.GraphModule(root, graph, class_name="Ensemble")
+
+
+def _target(target: Any) -> Any:
+    if target is aten.sym_size.int:
+        return aten.size
+    if target is operator.getitem:
+        return target
+    return target.overloadpacket if isinstance(target, OpOverload) else target
+
+
+def _cleaned(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Drop what only eager tracing writes: default layouts and pinning, which TorchScript spells differently."""
+    return args, {name: value for name, value in kwargs.items() if name not in ("layout", "pin_memory")}

@@ -1,0 +1,26 @@
+"""Accuracy of each member and of the ensemble, from the ONNX file alone: no torch, no ensexport."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from data import load
+
+
+def main(path: str = "ensemble.onnx") -> None:
+    """Print the accuracies."""
+    _, _, images, labels = (tensor.numpy() for tensor in load())
+    session = ort.InferenceSession(str(Path(__file__).parent / path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"x": images})  # (N, B, 10)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities = (exponentials / exponentials.sum(axis=-1, keepdims=True)).mean(axis=0)
+    members = (logits.argmax(axis=-1) == labels).mean(axis=-1)
+    ensemble = (probabilities.argmax(axis=-1) == labels).mean()
+    print(f"{len(members)} members on {len(labels)} test images, one call of {path}")
+    print(f"single member accuracy: mean {members.mean():.2%}, worst {members.min():.2%}, best {members.max():.2%}")
+    print(f"ensemble accuracy:      {ensemble:.2%}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
