@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -45,8 +46,11 @@ class GraphBuilder:
     def placeholder(self, name: str, value: torch.Tensor, *, before: fx.Node | None = None) -> fx.Node:
         """Add an input called `name` with the fake `value`, at the end of the inputs or before another one."""
         anchor = before if before is not None else self._first_call()
-        with self.graph.inserting_before(anchor):
+        if anchor is None:
             node = self.graph.placeholder(name)
+        else:
+            with self.graph.inserting_before(anchor):
+                node = self.graph.placeholder(name)
         node.meta["val"] = value
         return node
 
@@ -56,10 +60,18 @@ class GraphBuilder:
         Raises:
             torch errors: The op does not accept these shapes, or would have to fix a dynamic dimension.
         """
+        return self._add(target, args, kwargs, None)
+
+    def call_as(self, value: Any, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call whose fake result is known: the very call of the member graph, on equal shapes."""
+        return self._add(target, args, kwargs, value)
+
+    def _add(self, target: Target, args: Any, kwargs: Any, value: Any) -> fx.Node:
         key = _key(target, args, kwargs)
         if key in self._known:
             return self._known[key]
-        value = self.evaluate(target, args, kwargs)
+        if value is None:
+            value = self.evaluate(target, args, kwargs)
         node = self.graph.call_function(target, args, kwargs)
         node.meta["val"] = value
         if self.origin is not None:
@@ -88,6 +100,7 @@ class GraphBuilder:
         try:
             with (
                 self.fake_mode,
+                enable_python_dispatcher(),
                 symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
                 self.shape_env.error_on_new_guards(),
                 torch.no_grad(),

@@ -28,7 +28,8 @@ class Context:
         builder: Writes the batched graph.
         weight_builder: Writes the weight graph.
         packer: The initializers asked for so far.
-        result: The member graph's fake result of the op being batched (tensor or tuple of tensors).
+        op: The op being batched.
+        result: The member graph's fake result of it (tensor or tuple of tensors).
         only_member: While one member's copy of an op is written, its index; weights are then that member's.
     """
 
@@ -38,6 +39,7 @@ class Context:
         self.weight_builder = weight_builder
         self.packer = WeightPacker()
         self.result: Any = None
+        self.op: Any = None
         self.only_member: int | None = None
         self._symbols: dict[Any, tuple[fx.Node, int]] = {}
         self._first_input: fx.Node | None = None
@@ -51,6 +53,10 @@ class Context:
     def value(self, node: fx.Node, layout: Layout, *, output: int | None = None) -> Value:
         """Wrap a node as the op's result, or as result number `output` of an op with several."""
         return Value(node, layout, self.result if output is None else self.result[output])
+
+    def shared_value(self, node: fx.Node) -> Value:
+        """Wrap a node as the op's result where it turned out to be the same for all members."""
+        return Value(node, SHARED, self.result)
 
     def weight(self, target: Target, *args: Any, **kwargs: Any) -> Value:
         """Apply an op to weights on the member's side: computed when packing, not when running."""

@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from ensexport.batching import rules
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.context import Context, shared_value
-from ensexport.batching.ladder import TRACE_ERRORS, StepError, climb_down
+from ensexport.batching.ladder import StepError, climb_down
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
@@ -190,7 +190,7 @@ class _Walk:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
         if not isinstance(node.target, OpOverload):
             return self._python_op(node, args)
-        self.ctx.result = node.meta.get("val")
+        self.ctx.op, self.ctx.result = node.target, node.meta.get("val")
         if node.target is aten.sym_size.int:
             return self.ctx.size(args[0], args[1])
         values = values_in((args, kwargs))
@@ -235,10 +235,7 @@ class _Walk:
     def _as_is(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """An op on values that are the same for all members (or on one member's own copies)."""
         nodes, keywords = map_values((args, kwargs), self.ctx.shared)
-        try:
-            result = self.ctx.call(node.target, *nodes, **keywords)  # type: ignore[arg-type]
-        except TRACE_ERRORS as error:
-            raise StepError(f"{node.target}: {source_line(node)} ({error})") from error
+        result = self.ctx.builder.call_as(node.meta["val"], node.target, *nodes, **keywords)
         return self._wrapped(node, result, self.ctx.builder, None)
 
     def _wrapped(self, node: fx.Node, result: fx.Node, builder: GraphBuilder, layout: WeightLayout | None) -> Any:

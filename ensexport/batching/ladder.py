@@ -92,7 +92,7 @@ def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -
     try:
         for index in range(ctx.n_members):
             member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]
-            copies.append(ctx.call(op, *member_args, **member_kwargs))
+            copies.append(ctx.builder.call_as(ctx.result, op, *member_args, **member_kwargs))
         if isinstance(ctx.result, torch.Tensor):
             return _checked(ctx, ctx.value(ctx.call(aten.stack.default, copies), Stacked(0)))
         stacked = [

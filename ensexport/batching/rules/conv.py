@@ -55,3 +55,28 @@ for _op, _spatial in [
     (aten.conv3d.padding, 3),
 ]:
     rule(_op)(_conv(_op, _spatial))
+
+
+def _conv_transpose(op: OpOverload, spatial: int) -> Any:
+    def batched(ctx: Context, *args: Any, **kwargs: Any) -> Value | None:
+        """Filters `(C, O/G, ...)` have the input channels in front, so a shared input is repeated for each member."""
+        arguments = bound(op, args, kwargs)
+        x, weight, bias, groups = (arguments[name] for name in ("input", "weight", "bias", "groups"))
+        channel = x.rank - spatial - 1
+        arguments |= {
+            "input": ctx.folded(x, channel),
+            "weight": ctx.folded(weight, 0),
+            "bias": None if bias is None else ctx.folded(bias, 0),
+            "groups": ctx.n_members * groups,
+        }
+        return ctx.value(called(ctx, op, arguments), Folded(channel))
+
+    return batched
+
+
+for _op, _spatial in [
+    (aten.conv_transpose1d.default, 1),
+    (aten.conv_transpose2d.input, 2),
+    (aten.conv_transpose3d.input, 3),
+]:
+    rule(_op)(_conv_transpose(_op, _spatial))

@@ -1,7 +1,7 @@
 """Ops that work along named dims: the same op, its dims moved up by one behind the member axis.
 
-One rule serves them all: torch's own schema says which argument is a dim. Reductions that leave the folded dim
-alone run on folded values as they are, which keeps a global average pool free of transposes.
+One rule serves them all: torch's own schema says which arguments are dims and which are tensors. Ops that leave the
+folded dim alone run on folded values as they are, which keeps a global average pool free of transposes.
 """
 
 from __future__ import annotations
@@ -14,89 +14,232 @@ from torch._ops import OpOverload
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
 from ensexport.batching.schema import bound, called, results
-from ensexport.batching.value import Folded, Stacked, Value
+from ensexport.batching.value import Folded, Layout, Stacked, Value
 
 aten = torch.ops.aten
-_DIM_ARGUMENTS = ("dim", "dims", "dim0", "dim1")
+_DIM_ARGUMENTS = ("dim", "dims", "dim0", "dim1", "dim2", "source", "destination", "start_dim", "end_dim")
+
+# Reductions and scans: every result element comes from one line along the dims.
+_ALONG = [
+    aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.nansum.default,
+    aten.amax.default,
+    aten.amin.default,
+    aten.aminmax.default,
+    aten.max.dim,
+    aten.min.dim,
+    aten.median.dim,
+    aten.nanmedian.dim,
+    aten.mode.default,
+    aten.kthvalue.default,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.any.dim,
+    aten.any.dims,
+    aten.all.dim,
+    aten.all.dims,
+    aten.prod.dim_int,
+    aten.var.dim,
+    aten.var.correction,
+    aten.std.dim,
+    aten.std.correction,
+    aten.var_mean.dim,
+    aten.var_mean.correction,
+    aten.std_mean.dim,
+    aten.std_mean.correction,
+    aten.logsumexp.default,
+    aten.linalg_vector_norm.default,
+    aten.norm.ScalarOpt_dim,
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    aten.cumsum.default,
+    aten.cumprod.default,
+    aten.cummax.default,
+    aten.cummin.default,
+    aten.logcumsumexp.default,
+    aten.sort.default,
+    aten.sort.stable,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.topk.default,
+    aten.glu.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.repeat_interleave.self_int,
+    aten.index_select.default,
+    aten.index_fill.int_Scalar,
+    aten.narrow.default,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+    aten.unflatten.int,
+    aten.squeeze.dims,
+]
+# These change which dims there are, so a folded dim is not tracked through them.
+_RANK_CHANGING = [
+    aten.select.int,
+    aten.unbind.int,
+    aten.squeeze.dim,
+    aten.movedim.int,
+    aten.diagonal.default,
+    aten.diag_embed.default,
+    aten.unfold.default,
+]
+# Several tensors of one rank: all of them get the member axis.
+_SEVERAL = [
+    aten.gather.default,
+    aten.scatter.src,
+    aten.scatter.value,
+    aten.scatter.reduce,
+    aten.scatter_add.default,
+    aten.scatter_reduce.two,
+    aten.slice_scatter.default,
+    aten.take_along_dim.default,
+    aten.linalg_cross.default,
+]
+_LAST_TWO = [aten.triu.default, aten.tril.default]
+_NEEDS_SAME_DIM_SIZE = {aten.unflatten.int, aten.squeeze.dims}
 
 
-def _along_dims(op: OpOverload) -> Any:
+def _along(op: OpOverload) -> Any:
     def batched(ctx: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
-        if not x.is_per_member or x.rank == 0:
-            return None
         arguments = bound(op, (x, *args), kwargs)
-        folded = _on_folded(ctx, op, x, arguments)
-        if folded is not None:
-            return folded
+        others = [value for value in arguments.values() if isinstance(value, Value) and value is not x]
+        if not x.is_per_member or x.rank == 0 or any(value.is_per_member for value in others):
+            return None
         first = op._schema.arguments[0].name
-        arguments[first] = ctx.stacked(x)
+        arguments.update({name: ctx.shared(v) for name, v in arguments.items() if isinstance(v, Value) and v is not x})
+        dims = _touched(arguments, x.rank)
+        if isinstance(x.layout, Folded) and dims is not None and x.layout.dim not in dims and op in _ALONG:
+            keeps = arguments.get("keepdim", True) or op in _SCANS
+            gone = 0 if keeps else sum(dim < x.layout.dim for dim in dims)
+            if op not in _NEEDS_SAME_DIM_SIZE:
+                return results(ctx, called(ctx, op, {**arguments, first: x.node}), Folded(x.layout.dim - gone))
+        axis = x.layout.axis if isinstance(x.layout, Stacked) else 0
+        layout: Layout = Stacked(0)
+        if isinstance(x.layout, Folded) and dims == [x.layout.dim] and op in _SPLITS:
+            axis = x.layout.dim  # split `(B, N*C, H)` as `(B, N, C, H)`: no transpose
+            layout = Stacked(axis)
+        elif axis != 0:
+            axis = 0
+        arguments[first] = ctx.stacked(x, axis)
         for name in _DIM_ARGUMENTS:
             if name in arguments:
-                arguments[name] = _moved(arguments[name], x.rank)
+                arguments[name] = _moved(arguments[name], x.rank, axis)
+        return results(ctx, called(ctx, op, arguments), layout)
+
+    return batched
+
+
+_SCANS = {op for op in _ALONG if not any(argument.name == "keepdim" for argument in op._schema.arguments)}
+_SPLITS = {aten.narrow.default, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+
+
+def _touched(arguments: dict[str, Any], rank: int) -> list[int] | None:
+    """The dims an op works along, or None for all of them."""
+    dims = next((arguments[name] for name in ("dim", "dims") if name in arguments), None)
+    if dims is None or dims == []:
+        return None
+    return [dim % rank for dim in dims] if isinstance(dims, list | tuple) else [dims % rank]
+
+
+def _moved(dims: Any, rank: int, axis: int) -> Any:
+    if dims is None or dims == []:
+        return [dim for dim in range(rank + 1) if dim != axis]
+    if isinstance(dims, list | tuple):
+        return [_moved(dim, rank, axis) for dim in dims]
+    dim = dims % rank
+    return dim + 1 if dim >= axis else dim
+
+
+def _rank_changing(op: OpOverload) -> Any:
+    def batched(ctx: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
+        if x.rank == 0:
+            return None
+        arguments = bound(op, (x, *args), kwargs)
+        arguments[op._schema.arguments[0].name] = ctx.stacked(x)
+        rank = x.rank + 1 if op is aten.diag_embed.default else x.rank
+        names = {"dimension": "dimension"}
+        for name in (*_DIM_ARGUMENTS, *names):
+            if name in arguments:
+                arguments[name] = _moved(arguments[name], rank, 0)
         return results(ctx, called(ctx, op, arguments), Stacked(0))
 
     return batched
 
 
-def _moved(dims: Any, rank: int) -> Any:
-    if dims is None or dims == []:
-        return list(range(1, rank + 1))
-    if isinstance(dims, list | tuple):
-        return [dim % rank + 1 for dim in dims]
-    return dims % rank + 1
+def _several(op: OpOverload) -> Any:
+    def batched(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+        arguments = bound(op, args, kwargs)
+        rank = ctx.result.dim()
+        values = {name: value for name, value in arguments.items() if isinstance(value, Value)}
+        if rank == 0 or arguments.get("dim", 0) is None or any(value.rank != rank for value in values.values()):
+            return None
+        arguments.update({name: ctx.stacked(value) for name, value in values.items()})
+        arguments["dim"] = _moved(arguments["dim"], rank, 0)
+        return ctx.value(called(ctx, op, arguments), Stacked(0))
+
+    return batched
 
 
-_REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
+def _last_two(op: OpOverload) -> Any:
+    def batched(ctx: Context, x: Value, *args: Any) -> Any:
+        return ctx.value(ctx.call(op, ctx.stacked(x), *args), Stacked(0))
+
+    return batched
 
 
-def _on_folded(ctx: Context, op: OpOverload, x: Value, arguments: dict[str, Any]) -> Value | None:
-    if op not in _REDUCTIONS or not isinstance(x.layout, Folded) or not arguments["dim"]:
+for _ops, _make in [(_ALONG, _along), (_RANK_CHANGING, _rank_changing), (_SEVERAL, _several), (_LAST_TWO, _last_two)]:
+    for _op in _ops:
+        rule(_op)(_make(_op))
+
+_WHOLE = {
+    aten.sum.default: aten.sum.dim_IntList,
+    aten.mean.default: aten.mean.dim,
+    aten.max.default: aten.amax.default,
+    aten.min.default: aten.amin.default,
+    aten.any.default: aten.any.dim,
+    aten.all.default: aten.all.dim,
+    aten.prod.default: aten.prod.dim_int,
+}
+
+
+def _whole(over_dim: OpOverload) -> Any:
+    def batched(ctx: Context, x: Value, **kwargs: Any) -> Value | None:
+        if x.rank == 0:
+            return None
+        flat = ctx.call(aten.flatten.using_ints, ctx.stacked(x), 1, x.rank)
+        takes_list = "int" in str(over_dim._schema.arguments[1].type) and "List" in str(
+            over_dim._schema.arguments[1].type
+        )
+        return ctx.value(ctx.call(over_dim, flat, [1] if takes_list else 1, **kwargs), Stacked(0))
+
+    return batched
+
+
+for _op, _over_dim in _WHOLE.items():
+    rule(_op)(_whole(_over_dim))
+
+
+@rule(aten.index.Tensor)
+def index(ctx: Context, x: Value, indices: list[Value | None]) -> Value | None:
+    """Advanced indexing with the same indices for all members, or of a shared table with one index a member."""
+    given = [dim for dim, value in enumerate(indices) if value is not None]
+    per_member = [dim for dim in given if indices[dim].is_per_member]  # type: ignore[union-attr]
+    is_adjacent = given == list(range(given[0], given[-1] + 1))
+    if not per_member:
+        nodes = [None if value is None else ctx.shared(value) for value in indices]
+        node = ctx.call(aten.index.Tensor, ctx.stacked(x), [None, *nodes])
+        # Indices with a gap put their result in front, before the member axis.
+        front = ctx.result.dim() - (x.rank - len(given))
+        return ctx.value(node, Stacked(0 if is_adjacent else front))
+    if x.is_per_member or len(given) != 1:
         return None
-    dims = [dim % x.rank for dim in arguments["dim"]]
-    if x.layout.dim in dims:
-        return None
-    moved = x.layout.dim if arguments["keepdim"] else x.layout.dim - sum(dim < x.layout.dim for dim in dims)
-    return ctx.value(called(ctx, op, {**arguments, op._schema.arguments[0].name: x.node}), Folded(moved))
-
-
-for _op in [
-    *_REDUCTIONS,
-    aten.softmax.int,
-    aten._softmax.default,
-    aten.log_softmax.int,
-    aten._log_softmax.default,
-    aten.transpose.int,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.cumsum.default,
-    aten.glu.default,
-    aten.argmax.default,
-    aten.argmin.default,
-    aten.max.dim,
-    aten.min.dim,
-    aten.squeeze.dim,
-    aten.unflatten.int,
-]:
-    rule(_op)(_along_dims(_op))
-
-
-@rule(aten.permute.default)
-def permute(ctx: Context, x: Value, dims: list[int]) -> Value:
-    """Reorder dims; folded members move with their dim."""
-    order = [dim % x.rank for dim in dims]
-    if isinstance(x.layout, Folded):
-        node = ctx.call(aten.permute.default, x.node, order)
-        return ctx.value(node, Folded(order.index(x.layout.dim)))
-    return ctx.value(ctx.call(aten.permute.default, ctx.stacked(x), [0, *(dim + 1 for dim in order)]), Stacked(0))
-
-
-@rule(aten.cat.default)
-def cat(ctx: Context, tensors: list[Value], dim: int = 0) -> Value:
-    """Join along a dim; values folded alike into another dim stay folded."""
-    rank = max(value.rank for value in tensors)
-    dim = dim % rank
-    layouts = {value.layout for value in tensors}
-    layout = next(iter(layouts)) if len(layouts) == 1 else None
-    if isinstance(layout, Folded) and layout.dim != dim:
-        return ctx.value(ctx.call(aten.cat.default, [value.node for value in tensors], dim), layout)
-    return ctx.value(ctx.call(aten.cat.default, [ctx.stacked(value) for value in tensors], dim + 1), Stacked(0))
+    nodes = [None if value is None else ctx.stacked(value) for value in indices]
+    return ctx.value(ctx.call(aten.index.Tensor, ctx.shared(x), nodes), Stacked(given[0]))

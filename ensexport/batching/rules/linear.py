@@ -19,10 +19,11 @@ aten = torch.ops.aten
 @rule(aten.linear.default)
 def linear(ctx: Context, x: Value, weight: Value, bias: Value | None = None) -> Value | None:
     """`x (B, ..., K)`, `weight (O, K)`, `bias (O,)`."""
-    return _linear(ctx, x, weight, bias)
+    return apply_linear(ctx, x, weight, bias)
 
 
-def _linear(ctx: Context, x: Value, weight: Value, bias: Value | None) -> Value | None:
+def apply_linear(ctx: Context, x: Value, weight: Value, bias: Value | None) -> Value | None:
+    """`x @ weight.T + bias` for all members; shared by every op that comes down to it."""
     if weight.rank != 2:
         return None
     if not x.is_per_member:
@@ -60,7 +61,7 @@ def addmm(ctx: Context, bias: Value, x: Value, weight: Value, *, beta: float = 1
     """`bias + x (B, K) @ weight (K, O)`, as decomposed programs write a linear layer."""
     if beta != 1 or alpha != 1 or not weight.is_weight or bias.rank != 1:
         return None
-    return _linear(ctx, x, ctx.weight(aten.permute.default, weight, [1, 0]), bias)
+    return apply_linear(ctx, x, ctx.weight(aten.permute.default, weight, [1, 0]), bias)
 
 
 @rule(aten.mm.default)
@@ -68,4 +69,4 @@ def mm(ctx: Context, x: Value, weight: Value) -> Value | None:
     """`x (B, K) @ weight (K, O)`."""
     if not weight.is_weight:
         return None
-    return _linear(ctx, x, ctx.weight(aten.permute.default, weight, [1, 0]), None)
+    return apply_linear(ctx, x, ctx.weight(aten.permute.default, weight, [1, 0]), None)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import fx
 
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
-from ensexport.batching.value import Folded, Value
+from ensexport.batching.value import Folded, Stacked, Value
 
 aten = torch.ops.aten
 
@@ -58,6 +62,39 @@ def native_batch_norm(
     return None if out is None else (out, None, None)
 
 
+@rule(aten.instance_norm.default)
+def instance_norm(
+    ctx: Context,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    *args: Any,
+) -> Value:
+    """One instance norm over N*C channels."""
+    per_channel = (weight, bias, running_mean, running_var)
+    nodes = [None if value is None else ctx.folded(value, 0) for value in per_channel]
+    return ctx.value(ctx.call(aten.instance_norm.default, ctx.folded(x, 1), *nodes, *args), Folded(1))
+
+
+@rule(aten.group_norm.default)
+def group_norm(
+    ctx: Context,
+    x: Value,
+    num_groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Value:
+    """One group norm over N*C channels in N*G groups."""
+    nodes = [None if value is None else ctx.folded(value, 0) for value in (weight, bias)]
+    groups = ctx.n_members * num_groups
+    node = ctx.call(aten.group_norm.default, ctx.folded(x, 1), groups, *nodes, eps, cudnn_enabled)
+    return ctx.value(node, Folded(1))
+
+
 @rule(aten.layer_norm.default)
 def layer_norm(
     ctx: Context,
@@ -67,22 +104,42 @@ def layer_norm(
     bias: Value | None = None,
     eps: float = 1e-5,
     cudnn_enable: bool = True,
-) -> Value | None:
+) -> Value:
     """The op without its affine part, then scale and shift with one slice a member.
 
     A per-member scale inside the op fails in ONNX Runtime 1.21 to 1.24.2 and on CUDA; multiply and add always work.
     """
-    from ensexport.batching.value import Stacked
 
-    if any(not isinstance(size, int) for size in normalized_shape):
-        return None
-    affine = [value for value in (weight, bias) if value is not None and value.is_per_member]
+    def normalize(rows: fx.Node, scale: fx.Node | None, shift: fx.Node | None) -> fx.Node:
+        return ctx.call(aten.layer_norm.default, rows, normalized_shape, scale, shift, eps, cudnn_enable)
+
+    return _affine(ctx, x, weight, bias, normalize)
+
+
+@rule(aten.rms_norm.default)
+def rms_norm(
+    ctx: Context, x: Value, normalized_shape: list[int], weight: Value | None = None, eps: float | None = None
+) -> Value:
+    """Like `layer_norm`, without a shift."""
+
+    def normalize(rows: fx.Node, scale: fx.Node | None, shift: fx.Node | None) -> fx.Node:
+        return ctx.call(aten.rms_norm.default, rows, normalized_shape, scale, eps)
+
+    return _affine(ctx, x, weight, None, normalize)
+
+
+def _affine(
+    ctx: Context,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    normalize: Callable[[fx.Node, fx.Node | None, fx.Node | None], fx.Node],
+) -> Value:
     rows = ctx.stacked(x) if x.is_per_member else ctx.shared(x)
-    if not affine:
-        plain = [None if value is None else ctx.shared(value) for value in (weight, bias)]
-        node = ctx.call(aten.layer_norm.default, rows, normalized_shape, *plain, eps, cudnn_enable)
-        return ctx.value(node, Stacked(0))
-    node = ctx.call(aten.layer_norm.default, rows, normalized_shape, None, None, eps, cudnn_enable)
+    if not any(value is not None and value.is_per_member for value in (weight, bias)):
+        scale, shift = (None if value is None else ctx.shared(value) for value in (weight, bias))
+        return ctx.value(normalize(rows, scale, shift), Stacked(0))
+    node = normalize(rows, None, None)
     if weight is not None:
         node = ctx.call(aten.mul.Tensor, node, ctx.broadcast(weight, x.rank))
     if bias is not None:

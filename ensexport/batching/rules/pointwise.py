@@ -22,12 +22,43 @@ _UNTAGGED = {
     aten._to_copy.default,
     aten.to.dtype,
     aten.to.dtype_layout,
+    aten.to.device,
     aten.type_as.default,
     aten.nan_to_num.default,
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
-    aten.one_hot.default,
+    aten.empty_like.default,
+    aten.hardswish.default,
+    aten.log_sigmoid.default,
+    aten.where.Scalar,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.__and__.Tensor,
+    aten.__and__.Scalar,
+    aten.__or__.Tensor,
+    aten.__or__.Scalar,
+    aten.__xor__.Tensor,
+    aten.__xor__.Scalar,
+    aten.isnan.default,
+    aten.isinf.default,
+    aten.isfinite.default,
+    aten.softplus.default,
+    aten.mish.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.relu6.default,
+    aten.hardsigmoid.default,
+    aten.silu.default,
+    aten.lerp.Scalar,
+    aten.lerp.Tensor,
+    aten.clamp_max.Tensor,
+    aten.clamp_min.Tensor,
+    aten.true_divide.Tensor,
+    aten.square.default,
+    aten.rsub.Scalar,
+    aten.rsub.Tensor,
+    aten.fill.Scalar,
 }
 
 
@@ -56,40 +87,44 @@ def pointwise(ctx: Context, op: OpOverload, args: Any, kwargs: Any) -> Value:
 
 def _same_layout(values: list[Value], rank: int) -> Stacked | Folded | None:
     """The layout of all per-member values, if they share one and everything else is a single number."""
-    layouts = {value.layout for value in values if value.is_per_member}
-    alike = len(layouts) == 1 and all(
-        value.rank == rank and tuple(map(str, value.shape)) == tuple(map(str, values[0].shape))
-        if value.is_per_member
-        else value.member.numel() == 1 and value.rank <= 1
-        for value in values
-    )
-    layout = next(iter(layouts)) if alike and values[0].is_per_member else None
-    return layout if isinstance(layout, Stacked | Folded) else None
+    per_member = [value for value in values if value.is_per_member]
+    layout = per_member[0].layout
+    if not isinstance(layout, Stacked | Folded):
+        return None
+    for value in values:
+        if value.is_per_member:
+            alike = value.layout == layout and value.rank == rank
+            alike = alike and all(same_size(a, b) for a, b in zip(value.shape, per_member[0].shape, strict=True))
+        else:
+            alike = value.member.numel() == 1 and value.rank == 0
+        if not alike:
+            return None
+    return layout
 
 
 def _common_fold(ctx: Context, values: list[Value], rank: int) -> int | None:
-    """The dim that all per-member activations are folded into, if every other argument can follow."""
-    layouts = {value.layout for value in values if value.is_per_member and not value.is_weight}
-    layout = next(iter(layouts)) if len(layouts) == 1 else None
-    if not isinstance(layout, Folded):
+    """The dim that some per-member activation is folded into, if every other argument can follow."""
+    folds = {value.layout.dim for value in values if isinstance(value.layout, Folded) and value.rank == rank}
+    if len(folds) != 1:
         return None
-    size = ctx.result.shape[layout.dim]
+    dim = folds.pop()
+    size = ctx.result.shape[dim]
     for value in values:
-        own = layout.dim - (rank - value.rank)
+        own = dim - (rank - value.rank)
         if value.is_per_member and not value.is_weight:
-            if value.rank != rank or not same_size(value.shape[layout.dim], size):
+            if value.rank != rank or not same_size(value.shape[dim], size):
                 return None
         elif value.is_per_member:
             leads = own >= 0 and all(same_size(other, 1) for other in value.shape[:own])
             if not (leads or value.member.numel() == 1) or not isinstance(size, int):
                 return None
-    return layout.dim
+    return dim
 
 
 def _against_fold(ctx: Context, value: Value, dim: int, rank: int) -> fx.Node:
     """A tensor that broadcasts against members folded into logical dim `dim`."""
     if value.is_per_member and not value.is_weight:
-        return value.node
+        return ctx.folded(value, dim)
     size = ctx.result.shape[dim]
     tail = [1] * (rank - dim - 1)
     own = dim - (rank - value.rank)

@@ -1,4 +1,4 @@
-"""Pooling: every channel on its own, so members stay side by side in the channels."""
+"""Pooling, resizing, padding: every channel on its own, so members stay side by side in the channels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch._ops import OpOverload
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
 from ensexport.batching.schema import results
-from ensexport.batching.value import Folded, Value
+from ensexport.batching.value import Folded, Stacked, Value
 
 aten = torch.ops.aten
 
 
-def _pool(op: OpOverload, spatial: int) -> Any:
+def _channelwise(op: OpOverload, spatial: int) -> Any:
     def batched(ctx: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
         dim = x.rank - spatial - 1
         return results(ctx, ctx.call(op, ctx.folded(x, dim), *args, **kwargs), Folded(dim))
@@ -41,5 +41,62 @@ for _op, _spatial in [
     (aten.adaptive_max_pool1d.default, 1),
     (aten.adaptive_max_pool2d.default, 2),
     (aten.adaptive_max_pool3d.default, 3),
+    (aten.upsample_nearest1d.vec, 1),
+    (aten.upsample_nearest2d.vec, 2),
+    (aten.upsample_nearest3d.vec, 3),
+    (aten._upsample_nearest_exact1d.vec, 1),
+    (aten._upsample_nearest_exact2d.vec, 2),
+    (aten._upsample_nearest_exact3d.vec, 3),
+    (aten.upsample_linear1d.vec, 1),
+    (aten.upsample_bilinear2d.vec, 2),
+    (aten.upsample_trilinear3d.vec, 3),
+    (aten.upsample_bicubic2d.vec, 2),
+    (aten._upsample_bilinear2d_aa.vec, 2),
+    (aten._upsample_bicubic2d_aa.vec, 2),
+    (aten.upsample_nearest1d.default, 1),
+    (aten.upsample_nearest2d.default, 2),
+    (aten.upsample_nearest3d.default, 3),
+    (aten.upsample_linear1d.default, 1),
+    (aten.upsample_bilinear2d.default, 2),
+    (aten.upsample_trilinear3d.default, 3),
+    (aten.upsample_bicubic2d.default, 2),
+    (aten.reflection_pad1d.default, 1),
+    (aten.reflection_pad2d.default, 2),
+    (aten.reflection_pad3d.default, 3),
+    (aten.replication_pad1d.default, 1),
+    (aten.replication_pad2d.default, 2),
+    (aten.replication_pad3d.default, 3),
+    (aten.pixel_shuffle.default, 2),
+    (aten.pixel_unshuffle.default, 2),
+    (aten.im2col.default, 2),
+    (aten.col2im.default, 1),
 ]:
-    rule(_op)(_pool(_op, _spatial))
+    rule(_op)(_channelwise(_op, _spatial))
+
+
+@rule(aten.pad.default, aten.constant_pad_nd.default)
+def pad(ctx: Context, x: Value, padding: list[Any], *args: Any, **kwargs: Any) -> Value:
+    """Pad trailing dims; a fold in a dim that is not padded stays."""
+    if isinstance(x.layout, Folded) and x.layout.dim < x.rank - len(padding) // 2:
+        return ctx.value(ctx.call(ctx.op, x.node, padding, *args, **kwargs), x.layout)
+    if ctx.op is aten.pad.default and args and args[0] != "constant":
+        dim = x.rank - len(padding) // 2 - 1
+        return ctx.value(ctx.call(ctx.op, ctx.folded(x, dim), padding, *args, **kwargs), Folded(dim))
+    return ctx.value(ctx.call(ctx.op, ctx.stacked(x), padding, *args, **kwargs), Stacked(0))
+
+
+@rule(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+def grid_sampler(ctx: Context, x: Value, grid: Value, *args: Any) -> Value:
+    """A shared grid samples all members' channels at once; grids of their own go into the batch with the images."""
+    if not grid.is_per_member:
+        return ctx.value(ctx.call(ctx.op, ctx.folded(x, 1), ctx.shared(grid), *args), Folded(1))
+    return ctx.value(ctx.call(ctx.op, ctx.folded(x, 0), ctx.folded(grid, 0), *args), Folded(0))
+
+
+@rule(aten.prelu.default)
+def prelu(ctx: Context, x: Value, weight: Value) -> Value | None:
+    """One slope, or one a channel: per channel for all members."""
+    if x.rank < 2 or not isinstance(x.shape[1], int):
+        return None
+    slopes = ctx.weight(aten.expand.default, weight, [x.shape[1]]) if weight.is_weight else weight
+    return ctx.value(ctx.call(ctx.op, ctx.folded(x, 1), ctx.folded(slopes, 0)), Folded(1))

@@ -1,10 +1,11 @@
-"""Ops that only rearrange: views, flattening, and the no-ops of eval mode."""
+"""Ops that only rearrange: views, flattening, expanding, and the no-ops of eval mode."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import fx
 
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
@@ -26,14 +27,11 @@ def unchanged(ctx: Context, x: Value, **_options: Any) -> Value:
 
 
 @rule(
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default
 )
 def dropout(ctx: Context, x: Value, p: float, train: bool) -> Value | None:
     """Nothing in eval mode. In train mode it draws random numbers, and the model was refused before."""
-    return None if train else unchanged(ctx, x)
+    return None if train else Value(x.node, x.layout, ctx.result)
 
 
 @rule(aten.flatten.using_ints)
@@ -49,32 +47,21 @@ def flatten(ctx: Context, x: Value, start_dim: int = 0, end_dim: int = -1) -> Va
 
 
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-def view(ctx: Context, x: Value, shape: list[Any]) -> Value:
-    """Change the shape; members folded into a dim that keeps its place in front of its group stay folded."""
-    if isinstance(x.layout, Folded):
-        dim = _dim_after_view(x, ctx.result.shape)
-        if dim is not None:
-            entries = list(shape)
-            size = ctx.result.shape[dim]
-            if isinstance(size, int):
-                entries[dim] = size * ctx.n_members
-                return ctx.value(ctx.call(aten.reshape.default, x.node, ctx.shape(entries)), Folded(dim))
-    return ctx.value(
-        ctx.call(aten.reshape.default, ctx.stacked(x), [ctx.n_members, *ctx.shape(list(shape))]), Stacked(0)
-    )
+def view(ctx: Context, x: Value, shape: list[int | fx.Node]) -> Value:
+    """Change the shape.
 
-
-def _dim_after_view(x: Value, shape: torch.Size) -> int | None:
-    """The dim of the new shape in which members folded into `x` still lead, or None.
-
-    They do where everything before the folded dim stays as it is: then the folded dim is the slowest index of what
-    follows, and the new dim at the same place starts with it. Its size must hold whole old sizes or divide into one.
+    Members folded into a dim stay folded where everything before it stays as it is: the dim is then the slowest
+    index of what follows, and the new dim at the same place starts with it.
     """
-    assert isinstance(x.layout, Folded)
-    dim = x.layout.dim
-    if len(shape) <= dim or any(not same_size(a, b) for a, b in zip(x.shape[:dim], shape[:dim], strict=True)):
-        return None
-    return dim
+    target = ctx.result.shape
+    if isinstance(x.layout, Folded) and len(target) > x.layout.dim:
+        dim = x.layout.dim
+        is_kept = all(same_size(a, b) for a, b in zip(x.shape[:dim], target[:dim], strict=True))
+        if is_kept and isinstance(target[dim], int):
+            entries = [*shape[:dim], target[dim] * ctx.n_members, *shape[dim + 1 :]]
+            return ctx.value(ctx.call(aten.reshape.default, x.node, ctx.shape(entries)), Folded(dim))
+    entries = [ctx.n_members, *ctx.shape(list(shape))]
+    return ctx.value(ctx.call(aten.reshape.default, ctx.stacked(x), entries), Stacked(0))
 
 
 @rule(aten.unsqueeze.default)
@@ -85,3 +72,75 @@ def unsqueeze(ctx: Context, x: Value, dim: int) -> Value:
         moved = x.layout.dim + 1 if dim <= x.layout.dim else x.layout.dim
         return ctx.value(ctx.call(aten.unsqueeze.default, x.node, dim), Folded(moved))
     return ctx.value(ctx.call(aten.unsqueeze.default, ctx.stacked(x), dim + 1), Stacked(0))
+
+
+@rule(aten.expand.default)
+def expand(ctx: Context, x: Value, sizes: list[int | fx.Node], implicit: bool = False) -> Value:
+    """Broadcast to a shape; new leading dims come after the member axis."""
+    node = ctx.call(aten.expand.default, ctx.broadcast(x, len(sizes)), [ctx.n_members, *sizes])
+    return ctx.value(node, Stacked(0))
+
+
+@rule(aten.repeat.default)
+def repeat(ctx: Context, x: Value, repeats: list[int | fx.Node]) -> Value:
+    """Tile; new leading dims come after the member axis."""
+    return ctx.value(ctx.call(aten.repeat.default, ctx.broadcast(x, len(repeats)), [1, *repeats]), Stacked(0))
+
+
+@rule(aten.permute.default)
+def permute(ctx: Context, x: Value, dims: list[int]) -> Value:
+    """Reorder dims; folded members move with their dim."""
+    order = [dim % x.rank for dim in dims]
+    if isinstance(x.layout, Folded):
+        return ctx.value(ctx.call(aten.permute.default, x.node, order), Folded(order.index(x.layout.dim)))
+    return ctx.value(ctx.call(aten.permute.default, ctx.stacked(x), [0, *(dim + 1 for dim in order)]), Stacked(0))
+
+
+@rule(aten.transpose.int)
+def transpose(ctx: Context, x: Value, dim0: int, dim1: int) -> Value:
+    """Swap two dims."""
+    order = list(range(x.rank))
+    if order:
+        order[dim0], order[dim1] = order[dim1], order[dim0]
+    return permute(ctx, x, order)
+
+
+@rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
+def t(ctx: Context, x: Value) -> Value | None:
+    """Transpose a matrix."""
+    return None if x.rank != 2 else permute(ctx, x, [1, 0])
+
+
+@rule(aten.cat.default, aten.concat.default)
+def cat(ctx: Context, tensors: list[Value], dim: int = 0) -> Value:
+    """Join along a dim; values folded alike stay folded, also along the folded dim itself."""
+    tensors = [value for value in tensors if not (value.rank == 1 and same_size(value.shape[0], 0))]
+    dim = dim % max(value.rank for value in tensors)
+    folds = {value.layout.dim for value in tensors if isinstance(value.layout, Folded)}
+    if len(folds) == 1:
+        fold = folds.pop()
+        if fold != dim:
+            return ctx.value(ctx.call(aten.cat.default, [ctx.folded(v, fold) for v in tensors], dim), Folded(fold))
+        return ctx.value(ctx.call(aten.cat.default, [ctx.stacked(v, dim) for v in tensors], dim + 1), Stacked(dim))
+    return ctx.value(ctx.call(aten.cat.default, [ctx.stacked(value) for value in tensors], dim + 1), Stacked(0))
+
+
+@rule(aten.stack.default)
+def stack(ctx: Context, tensors: list[Value], dim: int = 0) -> Value:
+    """Join along a new dim."""
+    dim = dim % (tensors[0].rank + 1)
+    return ctx.value(ctx.call(aten.stack.default, [ctx.stacked(value) for value in tensors], dim + 1), Stacked(0))
+
+
+@rule(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default)
+def new(ctx: Context, x: Value, sizes: list[int | fx.Node], fill: float | None = None, **_options: Any) -> Value | None:
+    """A constant of a shape given in numbers: the same for all members, whatever tensor it was asked of."""
+    value = {"aten::new_ones": 1, "aten::new_full": fill}.get(ctx.op._schema.name, 0)
+    node = ctx.call(aten.full.default, sizes, value, dtype=ctx.result.dtype, device=ctx.result.device)
+    return ctx.shared_value(node)
+
+
+@rule(aten.copy.default)
+def copy(ctx: Context, x: Value, source: Value, non_blocking: bool = False) -> Value:
+    """`source` in the shape and dtype of `x`, whose values are not read."""
+    return ctx.value(ctx.call(aten.copy.default, ctx.stacked(x), ctx.broadcast(source, x.rank)), Stacked(0))
