@@ -193,6 +193,8 @@ class _Walk:
         self.ctx.op, self.ctx.result = node.target, node.meta.get("val")
         if node.target is aten.sym_size.int:
             return self.ctx.size(args[0], args[1])
+        if node.target is aten.sym_numel.default:
+            return self._numel(args[0])
         values = values_in((args, kwargs))
         if values and all(value.is_weight for value in values) and self._stays_weight(node, values):
             return self._on_weights(node, args, kwargs)
@@ -214,6 +216,14 @@ class _Walk:
         if any(isinstance(arg, fx.Node) for arg in args):
             return self.ctx.call(node.target, *args, **node.kwargs)  # type: ignore[arg-type]
         return node.target(*args, **node.kwargs)  # type: ignore[operator]
+
+    def _numel(self, value: Value) -> int | fx.Node:
+        product: Any = 1
+        for dim in range(value.rank):
+            size = self.ctx.size(value, dim)
+            both_known = isinstance(product, int) and isinstance(size, int)
+            product = product * size if both_known else self.ctx.call(operator.mul, product, size)  # type: ignore[operator]
+        return product  # type: ignore[no-any-return]
 
     def _stays_weight(self, node: fx.Node, values: list[Value]) -> bool:
         """May this be computed when packing? Not if it is no tensor, needs a dynamic size, or is much larger."""

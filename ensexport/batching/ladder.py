@@ -6,9 +6,9 @@ step, the whole member graph unrolled, is the engine's: it concerns all ops at o
 
 from __future__ import annotations
 
+import contextlib
 import operator
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -76,14 +76,31 @@ def vmapped(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) ->
 
     fakes = [node.meta["val"] for node in physical]
     try:
-        with warnings.catch_warnings(), ctx.builder.symbolic():
-            warnings.simplefilter("error")  # "performance drop": vmap would loop over the members itself
-            traced = make_fx(torch.vmap(call, in_dims=in_dims), tracing_mode="real", _allow_non_fake_inputs=True)(
-                *fakes
-            )
-    except (*TRACE_ERRORS, UserWarning) as error:
+        with ctx.builder.symbolic(), _no_vmap_loop():
+            traced = _traced(torch.vmap(call, in_dims=in_dims), fakes)
+    except TRACE_ERRORS as error:
         raise StepError(f"torch.vmap: {_first_line(error)}") from error
     return _checked(ctx, _inlined(ctx, traced, physical))
+
+
+def _traced(function: Callable[..., Any], fakes: list[Any]) -> fx.GraphModule:
+    """Trace a vmapped op; where vmap's own code writes in place, once more with those writes taken out."""
+    traced = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    if not any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in traced.graph.nodes):
+        return traced
+    pure = torch.func.functionalize(function, remove="mutations")
+    return make_fx(pure, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+
+
+@contextlib.contextmanager
+def _no_vmap_loop() -> Iterator[None]:
+    """Have vmap refuse an op it has no rule for, instead of looping over the members itself with a warning."""
+    enabled = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(enabled)
 
 
 def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:

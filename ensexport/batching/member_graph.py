@@ -18,11 +18,11 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ensexport.batching.examples import Example
 from ensexport.batching.functional import functionalized
+from ensexport.batching.recurrent import restore_aten, symbolic_time
 from ensexport.batching.source import error_line, source_line
 from ensexport.errors import (
     ControlFlowError,
@@ -124,6 +124,7 @@ def capture_member(module: nn.Module, specs: Sequence[TensorSpec], example: Exam
     program = _exported(flat, specs, tuple(example.feed.values()))
     _refuse_random(program)
     program = functionalized(program)
+    restore_aten(program.graph)
     for node in reversed(program.graph.nodes):
         if node.op == "call_function" and node.target in _ASSERTIONS:
             program.graph.erase_node(node)
@@ -132,34 +133,33 @@ def capture_member(module: nn.Module, specs: Sequence[TensorSpec], example: Exam
 
 
 def _exported(flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch.Tensor, ...]) -> ExportedProgram:
-    dims = {name: Dim(name, min=1) for name in dim_names(specs)}
-    shapes: Any = ({i: {d: dims[n] for d, n in enumerate(s.dims) if isinstance(n, str)} for i, s in enumerate(specs)},)
-    shapes = (tuple(shapes[0][index] for index in range(len(specs))),)
-    refined = False
-    while True:
-        try:
-            with warnings.catch_warnings(), _quiet(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-        except EnsexportError:
-            raise
-        except Exception as error:
-            fixed = None if refined else _refined(error, shapes)
-            if fixed is None:
-                raise _explained(error, specs) from error
-            shapes, refined = fixed, True
-
-
-def _refined(error: Exception, shapes: Any) -> Any:
-    """Take over the bounds that the model itself implies; None if it wants a dim to be a constant."""
-    if "Suggested fixes" not in str(error):
-        return None
+    """Export with named dims; where the model itself bounds them (`height >= 4`), let torch.export find the bounds."""
+    named = {name: Dim(name, min=1) for name in dim_names(specs)}
+    free = dict.fromkeys(named, Dim.DYNAMIC)
     try:
-        refined: Any = refine_dynamic_shapes_from_suggested_fixes(str(error), shapes)
-    except (RuntimeError, TypeError, ValueError, KeyError, NameError, SyntaxError, AttributeError):
-        return None
-    frozen = [dim for dims in refined[0] for dim in dims.values() if isinstance(dim, int)]
-    return None if frozen else refined
+        return _export(flat, specs, tensors, named)
+    except EnsexportError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch.export runs the user's code: anything may come out
+        explained = _explained(error, specs)
+        if not isinstance(explained, FrozenDimError):
+            raise explained from error
+        first = error
+    try:
+        return _export(flat, specs, tensors, free)
+    except EnsexportError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        raise explained from first
+
+
+def _export(
+    flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch.Tensor, ...], dims: Mapping[str, Any]
+) -> ExportedProgram:
+    shapes = tuple({dim: dims[name] for dim, name in enumerate(spec.dims) if isinstance(name, str)} for spec in specs)
+    with warnings.catch_warnings(), _quiet(), torch.no_grad(), symbolic_time():
+        warnings.simplefilter("ignore")
+        return torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
 
 
 def _explained(error: Exception, specs: Sequence[TensorSpec]) -> EnsexportError:
@@ -277,7 +277,9 @@ def _dims(
                 symbols[str(expr)] = dim
                 allowed = program.range_constraints.get(expr)
                 upper = None if allowed is None or not allowed.upper.is_Integer else int(allowed.upper)
-                ranges.setdefault(dim, (max(1, int(allowed.lower)) if allowed is not None else 1, upper))
+                lower = 1 if allowed is None else int(allowed.lower)
+                # torch.export says 2 of a free dim whatever the model does with 1; the validation tries 1.
+                ranges.setdefault(dim, (1 if lower <= 2 else lower, upper))
     return ranges, symbols
 
 

@@ -21,9 +21,10 @@ from torch.export import ExportedProgram
 
 from ensexport.batching.engine import BatchedGraph
 from ensexport.batching.member_graph import MemberGraph
+from ensexport.batching.recurrent import use_stand_ins
 from ensexport.errors import ExportError, FrozenDimError, OpsetError
 from ensexport.spec import TensorSpec
-from ensexport.targets import onnx_passes
+from ensexport.targets import onnx_gaps, onnx_passes, onnx_recurrent
 from ensexport.targets.program import build_program
 
 DEFAULT_OPSET = 20
@@ -75,9 +76,17 @@ def member_onnx_model(member: MemberGraph, output_names: Sequence[str]) -> tuple
 
 
 def _exported(program: ExportedProgram, opset: int) -> ir.Model:
+    use_stand_ins(program.graph)
     try:
         with _quiet():
-            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                custom_translation_table={**onnx_recurrent.translations(), **onnx_gaps.translations()},
+            )
     except Exception as error:
         raise _explained(error, opset) from error
     assert exported is not None

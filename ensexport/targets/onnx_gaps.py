@@ -1,0 +1,125 @@
+"""ONNX forms of ops that torch's exporter (2.13) has none for, or one that ONNX Runtime (1.31) crashes on.
+
+Each function takes the op's arguments as ONNX values and adds nodes; sizes it needs must be static.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+
+aten = torch.ops.aten
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The translation table for `torch.onnx.export`."""
+    return {
+        aten._cdist_forward.default: _cdist,
+        aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
+        aten.embedding_bag.padding_idx: _embedding_bag,
+        aten._embedding_bag.default: _embedding_bag,
+        aten._embedding_bag_forward_only.default: _embedding_bag,
+    }
+
+
+def _constant(values: Any) -> Any:
+    return op.Constant(value=ir.tensor(values))
+
+
+def _axes(*axes: int) -> Any:
+    return _constant(np.array(axes, dtype=np.int64))
+
+
+def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
+    """`x1 (..., P, M)`, `x2 (..., R, M)` -> `(..., P, R)`: the p-norm of each difference."""
+    difference = op.Sub(op.Unsqueeze(x1, _axes(-2)), op.Unsqueeze(x2, _axes(-3)))
+    if p == 2:
+        return op.ReduceL2(difference, _axes(-1), keepdims=0)
+    size = op.Abs(difference)
+    if p == float("inf"):
+        return op.ReduceMax(size, _axes(-1), keepdims=0)
+    power = op.CastLike(_constant(np.array(p, dtype=np.float32)), size)
+    return op.Pow(op.ReduceSum(op.Pow(size, power), _axes(-1), keepdims=0), op.Reciprocal(power))
+
+
+def _adaptive_avg_pool3d(x: Any, output_size: Sequence[int]) -> Any:
+    """Averages over windows that may overlap: one constant matrix an axis."""
+    sizes = list(x.shape)
+    rank = len(sizes)
+    for position, wanted in enumerate(output_size):
+        axis = rank - 3 + position
+        size = sizes[axis]
+        if size == wanted:
+            continue
+        if wanted == 1:
+            x = op.ReduceMean(x, _axes(axis), keepdims=1)
+            continue
+        order = [*(dim for dim in range(rank) if dim != axis), axis]
+        back = [order.index(dim) for dim in range(rank)]
+        matrix = op.CastLike(_constant(_windows(int(size), wanted)), x)
+        x = op.Transpose(op.MatMul(op.Transpose(x, perm=order), matrix), perm=back)
+    return x
+
+
+def _windows(size: int, wanted: int) -> Any:
+    """`(size, wanted)`: column k averages rows floor(k*size/wanted) up to ceil((k+1)*size/wanted)."""
+    matrix = np.zeros((size, wanted), dtype=np.float32)
+    for k in range(wanted):
+        begin, end = (k * size) // wanted, -((-(k + 1) * size) // wanted)
+        matrix[begin:end, k] = 1.0 / (end - begin)
+    return matrix
+
+
+def _embedding_bag(
+    weight: Any,
+    ids: Any,
+    offsets: Any,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = -1,
+) -> tuple[Any, ...]:
+    """`weight (V, D)`, `ids (M,)`, `offsets (B,)` -> `(B, D)`: sum (0), mean (1) or max (2) of each bag's rows.
+
+    A matrix says which id lies in which bag, so bags of any length need no loop. The op's further results, which
+    only its gradient reads, are stand-ins.
+    """
+    zero, one, end = (_constant(np.array([value], dtype=np.int64)) for value in (0, 1, 2**62))
+    count = op.Shape(ids)
+    starts = op.Cast(offsets, to=ir.DataType.INT64)
+    if include_last_offset:
+        ends = op.Slice(starts, one, end, zero)
+        starts = op.Slice(starts, zero, _constant(np.array([-1], dtype=np.int64)), zero)
+    else:
+        ends = op.Concat(op.Slice(starts, one, end, zero), count, axis=0)
+    scalar = _constant(np.array(0, dtype=np.int64))
+    places = op.Range(scalar, op.Squeeze(count), _constant(np.array(1, dtype=np.int64)))
+    inside = op.And(op.GreaterOrEqual(places, op.Unsqueeze(starts, one)), op.Less(places, op.Unsqueeze(ends, one)))
+    if padding_idx is not None and padding_idx >= 0:
+        padding = op.CastLike(_constant(np.array(padding_idx, dtype=np.int64)), ids)
+        inside = op.And(inside, op.Not(op.Equal(ids, padding)))
+    rows = op.Gather(weight, ids, axis=0)
+    if per_sample_weights is not None:
+        rows = op.Mul(rows, op.Unsqueeze(per_sample_weights, one))
+    if mode == 2:
+        masked = op.Where(op.Unsqueeze(inside, _axes(2)), op.Unsqueeze(rows, zero), op.CastLike(_lowest(), rows))
+        is_empty = op.Not(op.Cast(op.ReduceMax(op.Cast(inside, to=ir.DataType.INT32), _axes(1)), to=ir.DataType.BOOL))
+        nothing = op.CastLike(_constant(np.array(0, dtype=np.float32)), rows)
+        return op.Where(is_empty, nothing, op.ReduceMax(masked, _axes(1), keepdims=0)), starts, starts, starts
+    member = op.CastLike(inside, rows)
+    total = op.MatMul(member, rows)
+    if mode == 1:
+        counts = op.ReduceSum(member, _axes(1), keepdims=1)
+        total = op.Div(total, op.Max(counts, op.CastLike(_constant(np.array(1, dtype=np.float32)), rows)))
+    return total, starts, starts, starts
+
+
+def _lowest() -> Any:
+    return _constant(np.array(-np.inf, dtype=np.float32))
