@@ -50,6 +50,15 @@ class Context:
         """Add a call to the batched graph; tensor arguments are its nodes."""
         return self.builder.call(target, *args, **kwargs)
 
+    def call_in(self, layout: Layout, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call whose result is known to be the op's own, in `layout`, without running it on fake tensors.
+
+        For convolutions: torch's shape function asks for the batch size to choose a backend, which would fix it.
+        """
+        with self.builder.symbolic():
+            value = self.result.new_empty(self._physical_shape(self.result, layout))
+        return self.builder.call_as(value, target, *args, **kwargs)
+
     def value(self, node: fx.Node, layout: Layout, *, output: int | None = None) -> Value:
         """Wrap a node as the op's result, or as result number `output` of an op with several."""
         return Value(node, layout, self.result if output is None else self.result[output])
@@ -65,6 +74,12 @@ class Context:
         node = self.weight_builder.call(target, *nodes, **kwargs)
         is_shared = all(weight.layout == WeightLayout(is_shared=True) for weight in weights)
         return Value(node, WeightLayout(is_shared), node.meta["val"])
+
+    def constant(self, target: Target, *args: Any, **kwargs: Any) -> Value:
+        """A tensor that depends on nothing (ones, a mask), made when packing and kept once."""
+        with self.builder.fake_mode:
+            node = self.weight_builder.call(target, *args, **kwargs)
+        return Value(node, WeightLayout(is_shared=True), node.meta["val"])
 
     def add_input(self, name: str, value: torch.Tensor) -> fx.Node:
         """Add a user input, after the weights."""
@@ -190,6 +205,14 @@ class Context:
         first = next((index for index, entry in enumerate(entries) if isinstance(entry, fx.Node)), None)
         return [-1 if index == first else entry for index, entry in enumerate(entries)]
 
+    def _physical_shape(self, member: torch.Tensor, layout: Layout) -> list[Any]:
+        shape: list[Any] = list(member.shape)
+        if isinstance(layout, Stacked):
+            shape.insert(layout.axis, self.n_members)
+        elif isinstance(layout, Folded):
+            shape[layout.dim] = shape[layout.dim] * self.n_members
+        return shape
+
     # -- the engine's own check --------------------------------------------------------------------
 
     def describe_error(self, value: Value) -> str | None:
@@ -197,11 +220,7 @@ class Context:
         physical, member = value.node.meta["val"], value.member
         if physical.dtype != member.dtype:
             return f"dtype {physical.dtype} instead of {member.dtype}"
-        expected: list[Any] = list(member.shape)
-        if isinstance(value.layout, Stacked):
-            expected.insert(value.layout.axis, self.n_members)
-        elif isinstance(value.layout, Folded):
-            expected[value.layout.dim] = expected[value.layout.dim] * self.n_members
+        expected = self._physical_shape(member, value.layout)
         same = len(expected) == physical.dim() and all(
             a is b or statically_known_true(a == b) for a, b in zip(physical.shape, expected, strict=True)
         )

@@ -140,7 +140,7 @@ def _exported(flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch
         return _export(flat, specs, tensors, named)
     except EnsexportError:
         raise
-    except Exception as error:  # noqa: BLE001 - torch.export runs the user's code: anything may come out
+    except Exception as error:
         explained = _explained(error, specs)
         if not isinstance(explained, FrozenDimError):
             raise explained from error

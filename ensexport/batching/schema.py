@@ -21,9 +21,20 @@ def bound(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 def called(ctx: Context, op: OpOverload, arguments: dict[str, Any]) -> torch.fx.Node:
     """Call `op` with arguments by name."""
-    positional = [a for a in op._schema.arguments if not a.kwarg_only]
-    keywords = {a.name: arguments[a.name] for a in op._schema.arguments if a.kwarg_only and a.name in arguments}
-    return ctx.call(op, *(arguments[a.name] for a in positional if a.name in arguments), **keywords)
+    positional, keywords = _split(op, arguments)
+    return ctx.call(op, *positional, **keywords)
+
+
+def called_in(ctx: Context, layout: Stacked | Folded, op: OpOverload, arguments: dict[str, Any]) -> torch.fx.Node:
+    """Like `called`, for an op whose result is known to be its own in `layout` (see `Context.call_in`)."""
+    positional, keywords = _split(op, arguments)
+    return ctx.call_in(layout, op, *positional, **keywords)
+
+
+def _split(op: OpOverload, arguments: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    given = [argument for argument in op._schema.arguments if argument.name in arguments]
+    positional = [arguments[argument.name] for argument in given if not argument.kwarg_only]
+    return positional, {argument.name: arguments[argument.name] for argument in given if argument.kwarg_only}
 
 
 def results(ctx: Context, node: torch.fx.Node, layout: Stacked | Folded) -> Any:

@@ -110,7 +110,7 @@ class WeightPacker:
     def add(self, node: fx.Node, kind: Kind, member_index: int | None) -> PackedWeight:
         """Name the initializer made of the piece that `node` of the weight graph computes."""
         piece = node.meta["val"]
-        name = self._unique(_readable_name(node) + (f".member_{member_index}" if member_index is not None else ""))
+        name = self._unique(_readable_name(node) + (f"_member_{member_index}" if member_index is not None else ""))
         return PackedWeight(name, -1, kind, member_index, tuple(int(size) for size in piece.shape), piece.dtype)
 
     def finish(self, placeholders: list[fx.Node], weight_graph: fx.Graph) -> tuple[PackedWeight, ...]:
@@ -134,7 +134,7 @@ class WeightPacker:
         name, number = stem, 1
         while name in self._names:
             number += 1
-            name = f"{stem}.{number}"
+            name = f"{stem}_{number}"
         self._names.add(name)
         return name
 
@@ -143,9 +143,12 @@ _REARRANGING = {"permute", "reshape", "expand", "view", "transpose", "t", "unsqu
 
 
 def _readable_name(node: fx.Node) -> str:
-    """`fc1.weight` for a state tensor, rearranged or not; `fc1.weight.mul` for what is computed from it."""
+    """`fc1.weight` for a state tensor, rearranged or not; `fc1.weight_mul` for what is computed from it.
+
+    No name is another's prefix before a dot: they are also paths in a module tree.
+    """
     if "leaf" in node.meta:
         return str(node.meta["leaf"])
     source = next((_readable_name(arg) for arg in node.all_input_nodes), "constant")
     op = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    return source if op in _REARRANGING else f"{source}.{op}"
+    return source if op in _REARRANGING else f"{source}_{op}"

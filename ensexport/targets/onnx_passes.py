@@ -58,13 +58,7 @@ def constant_reshapes(model: ir.Model) -> bool:
         entries = _reshape_entries(source.shape, result.shape) if node.op_type == "Reshape" else None
         if entries is None:
             continue
-        constant = ir.node(
-            "Constant", [], attributes={"value": ir.tensor(np.array(entries, dtype=np.int64))}, num_outputs=1
-        )
-        constant.outputs[0].name = f"{result.name}_shape"
-        node.prepend(constant)
-        node.replace_input_with(1, constant.outputs[0])
-        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        _set_reshape(node, source, entries)
         modified = True
     return modified
 
@@ -83,6 +77,61 @@ def _reshape_entries(source: ir.Shape, target: ir.Shape) -> list[int] | None:
         else:
             entries.append(-1)
     return entries if entries.count(-1) <= 1 else None
+
+
+def collapse_reshapes(model: ir.Model) -> bool:
+    """Join a `Reshape` with the `Reshape` before it, and drop one that changes nothing.
+
+    Before: the batching may split and merge the same dims on the way from one op to the next. After: no constant
+    `Reshape` reads another's result where its shape can be said from there, and none has equal input and output shape.
+    """
+    modified = False
+    for node in list(model.graph):
+        if not _is_constant_reshape(node):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        while (before := source.producer()) is not None and _is_constant_reshape(before):
+            further = before.inputs[0]
+            if further is None or further.shape is None or result.shape is None:
+                break
+            entries = _reshape_entries(further.shape, result.shape)
+            if entries is None:
+                break
+            _set_reshape(node, further, entries)
+            source, modified = further, True
+        is_same = source.shape is not None and result.shape is not None and _texts(source.shape) == _texts(result.shape)
+        if is_same and result not in model.graph.outputs:
+            result.replace_all_uses_with(source)
+            modified = True
+        elif is_same and source.producer() is not None and len(source.uses()) == 1:
+            # The graph's output keeps its name: the node before writes it directly.
+            name, result.name = result.name, f"{result.name}_before"
+            index = list(model.graph.outputs).index(result)
+            source.name, source.shape, source.type = name, result.shape, result.type
+            model.graph.outputs[index] = source
+            modified = True
+    return modified
+
+
+def _texts(shape: ir.Shape) -> list[str]:
+    return [str(dim) for dim in shape]
+
+
+def _is_constant_reshape(node: ir.Node) -> bool:
+    if node.op_type != "Reshape" or node.domain != "" or node.inputs[1] is None:
+        return False
+    return ir.convenience.get_const_tensor(node.inputs[1]) is not None
+
+
+def _set_reshape(node: ir.Node, source: ir.Value, entries: Sequence[int]) -> None:
+    values = ir.tensor(np.array(entries, dtype=np.int64))
+    constant = ir.node("Constant", [], attributes={"value": values}, num_outputs=1)
+    constant.outputs[0].name = f"{node.outputs[0].name}_shape"
+    node.prepend(constant)
+    node.replace_input_with(0, source)
+    node.replace_input_with(1, constant.outputs[0])
+    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
 
 
 def remove_identities(model: ir.Model) -> bool:

@@ -32,20 +32,20 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _lstm(x: Any, hx: Sequence[Any], weights: Sequence[Any], has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
-    return _layers("LSTM", x, hx, weights, has_biases, num_layers, bidirectional, batch_first)
+def _lstm(x: Any, hx: Sequence[Any], weights: Sequence[Any], *options: Any) -> Any:
+    return _layers("LSTM", x, hx, weights, *options)
 
 
-def _gru(x: Any, hx: Any, weights: Sequence[Any], has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
-    return _layers("GRU", x, [hx], weights, has_biases, num_layers, bidirectional, batch_first)
+def _gru(x: Any, hx: Any, weights: Sequence[Any], *options: Any) -> Any:
+    return _layers("GRU", x, [hx], weights, *options)
 
 
-def _rnn_tanh(x: Any, hx: Any, weights: Sequence[Any], has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
-    return _layers("RNN", x, [hx], weights, has_biases, num_layers, bidirectional, batch_first, activation="Tanh")
+def _rnn_tanh(x: Any, hx: Any, weights: Sequence[Any], *options: Any) -> Any:
+    return _layers("RNN", x, [hx], weights, *options, activation="Tanh")
 
 
-def _rnn_relu(x: Any, hx: Any, weights: Sequence[Any], has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
-    return _layers("RNN", x, [hx], weights, has_biases, num_layers, bidirectional, batch_first, activation="Relu")
+def _rnn_relu(x: Any, hx: Any, weights: Sequence[Any], *options: Any) -> Any:
+    return _layers("RNN", x, [hx], weights, *options, activation="Relu")
 
 
 def _layers(

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
-from ensexport.batching.schema import bound, called
+from ensexport.batching.schema import bound, called_in
 from ensexport.batching.value import Folded, Value
 
 aten = torch.ops.aten
@@ -26,22 +26,22 @@ def _conv(op: OpOverload, spatial: int) -> Any:
         x, weight, bias, groups = (arguments[name] for name in ("input", "weight", "bias", "groups"))
         channel = x.rank - spatial - 1
 
-        def convolve(rows: fx.Node, filters: fx.Node, bias_node: fx.Node | None, groups: int) -> fx.Node:
+        def convolve(layout: Folded, rows: fx.Node, filters: fx.Node, bias_node: fx.Node | None, groups: int) -> Value:
             replaced = {"input": rows, "weight": filters, "bias": bias_node, "groups": groups}
-            return called(ctx, op, {**arguments, **replaced})
+            return ctx.value(called_in(ctx, layout, op, {**arguments, **replaced}), layout)
 
         if not weight.is_per_member and (bias is None or not bias.is_per_member):
             if channel != 1:
                 return None
             # The same filters for all members: the members go into the batch.
             shared_bias = None if bias is None else ctx.shared(bias)
-            return ctx.value(convolve(ctx.folded(x, 0), ctx.shared(weight), shared_bias, groups), Folded(0))
+            return convolve(Folded(0), ctx.folded(x, 0), ctx.shared(weight), shared_bias, groups)
         if x.is_per_member or groups > 1:
             rows, groups = ctx.folded(x, channel), ctx.n_members * groups
         else:
             rows = ctx.shared(x)
         wide_bias = None if bias is None else ctx.folded(bias, 0)
-        return ctx.value(convolve(rows, ctx.folded(weight, 0), wide_bias, groups), Folded(channel))
+        return convolve(Folded(channel), rows, ctx.folded(weight, 0), wide_bias, groups)
 
     return batched
 
@@ -69,7 +69,7 @@ def _conv_transpose(op: OpOverload, spatial: int) -> Any:
             "bias": None if bias is None else ctx.folded(bias, 0),
             "groups": ctx.n_members * groups,
         }
-        return ctx.value(called(ctx, op, arguments), Folded(channel))
+        return ctx.value(called_in(ctx, Folded(channel), op, arguments), Folded(channel))
 
     return batched
 

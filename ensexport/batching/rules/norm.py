@@ -110,10 +110,10 @@ def layer_norm(
     A per-member scale inside the op fails in ONNX Runtime 1.21 to 1.24.2 and on CUDA; multiply and add always work.
     """
 
-    def normalize(rows: fx.Node, scale: fx.Node | None, shift: fx.Node | None) -> fx.Node:
+    def normalize(rows: fx.Node, scale: fx.Node, shift: fx.Node) -> fx.Node:
         return ctx.call(aten.layer_norm.default, rows, normalized_shape, scale, shift, eps, cudnn_enable)
 
-    return _affine(ctx, x, weight, bias, normalize)
+    return _affine(ctx, x, normalized_shape, weight, bias, normalize)
 
 
 @rule(aten.rms_norm.default)
@@ -122,24 +122,29 @@ def rms_norm(
 ) -> Value:
     """Like `layer_norm`, without a shift."""
 
-    def normalize(rows: fx.Node, scale: fx.Node | None, shift: fx.Node | None) -> fx.Node:
+    def normalize(rows: fx.Node, scale: fx.Node, shift: fx.Node) -> fx.Node:
         return ctx.call(aten.rms_norm.default, rows, normalized_shape, scale, eps)
 
-    return _affine(ctx, x, weight, None, normalize)
+    return _affine(ctx, x, normalized_shape, weight, None, normalize)
 
 
 def _affine(
     ctx: Context,
     x: Value,
+    normalized_shape: list[int],
     weight: Value | None,
     bias: Value | None,
-    normalize: Callable[[fx.Node, fx.Node | None, fx.Node | None], fx.Node],
+    normalize: Callable[[fx.Node, fx.Node, fx.Node], fx.Node],
 ) -> Value:
+    """Normalise with a scale of ones and a shift of zeros given as tensors: left out, ONNX would compute them."""
     rows = ctx.stacked(x) if x.is_per_member else ctx.shared(x)
+    dtype = ctx.result.dtype
+    ones = ctx.shared(ctx.constant(aten.full.default, normalized_shape, 1.0, dtype=dtype))
+    zeros = ctx.shared(ctx.constant(aten.full.default, normalized_shape, 0.0, dtype=dtype))
     if not any(value is not None and value.is_per_member for value in (weight, bias)):
-        scale, shift = (None if value is None else ctx.shared(value) for value in (weight, bias))
+        scale, shift = (ctx.shared(v) if v is not None else default for v, default in ((weight, ones), (bias, zeros)))
         return ctx.value(normalize(rows, scale, shift), Stacked(0))
-    node = normalize(rows, None, None)
+    node = normalize(rows, ones, zeros)
     if weight is not None:
         node = ctx.call(aten.mul.Tensor, node, ctx.broadcast(weight, x.rank))
     if bias is not None:
