@@ -217,7 +217,7 @@ class _Walk:
             return self.ctx.call(node.target, *args, **node.kwargs)  # type: ignore[arg-type]
         return node.target(*args, **node.kwargs)  # type: ignore[operator]
 
-    def _numel(self, value: Value) -> int | fx.Node:
+    def _numel(self, value: Value) -> Any:
         product: Any = 1
         for dim in range(value.rank):
             size = self.ctx.size(value, dim)
@@ -245,7 +245,7 @@ class _Walk:
     def _as_is(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """An op on values that are the same for all members (or on one member's own copies)."""
         nodes, keywords = map_values((args, kwargs), self.ctx.shared)
-        result = self.ctx.builder.call_as(node.meta["val"], node.target, *nodes, **keywords)
+        result = self.ctx.builder.call_as(node.meta["val"], node.target, *nodes, **keywords)  # type: ignore[arg-type]
         return self._wrapped(node, result, self.ctx.builder, None)
 
     def _wrapped(self, node: fx.Node, result: fx.Node, builder: GraphBuilder, layout: WeightLayout | None) -> Any:

@@ -95,12 +95,13 @@ def _traced(function: Callable[..., Any], fakes: list[Any]) -> fx.GraphModule:
 @contextlib.contextmanager
 def _no_vmap_loop() -> Iterator[None]:
     """Have vmap refuse an op it has no rule for, instead of looping over the members itself with a warning."""
-    enabled = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
+    functorch: Any = torch._C._functorch
+    enabled = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(enabled)
+        functorch._set_vmap_fallback_enabled(enabled)
 
 
 def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:

@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from ensexport.batching.examples import Example
 from ensexport.batching.functional import functionalized
 from ensexport.batching.recurrent import restore_aten, symbolic_time
+from ensexport.batching.regions import inline_regions
 from ensexport.batching.source import error_line, source_line
 from ensexport.errors import (
     ControlFlowError,
@@ -122,6 +123,7 @@ def capture_member(module: nn.Module, specs: Sequence[TensorSpec], example: Exam
     binding = bind_inputs(module, [spec.name for spec in specs])
     flat = _FlatMember(module, binding).eval()
     program = _exported(flat, specs, tuple(example.feed.values()))
+    inline_regions(program)
     _refuse_random(program)
     program = functionalized(program)
     restore_aten(program.graph)

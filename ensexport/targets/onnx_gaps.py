@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
+op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
 aten = torch.ops.aten
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from ensexport.batching import recurrent
 
+op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 
@@ -32,24 +33,29 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _lstm(x: Any, hx: Sequence[Any], weights: Sequence[Any], *options: Any) -> Any:
-    return _layers("LSTM", x, hx, weights, *options)
+def _lstm(x: Any, hx: Any, w: Any, has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:
+    return _layers("LSTM", "", x, hx, w, has_biases, num_layers, bidirectional, batch_first)
 
 
-def _gru(x: Any, hx: Any, weights: Sequence[Any], *options: Any) -> Any:
-    return _layers("GRU", x, [hx], weights, *options)
+def _gru(x: Any, hx: Any, w: Any, has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:
+    return _layers("GRU", "", x, [hx], w, has_biases, num_layers, bidirectional, batch_first)
 
 
-def _rnn_tanh(x: Any, hx: Any, weights: Sequence[Any], *options: Any) -> Any:
-    return _layers("RNN", x, [hx], weights, *options, activation="Tanh")
+def _rnn_tanh(
+    x: Any, hx: Any, w: Any, has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool
+) -> Any:
+    return _layers("RNN", "Tanh", x, [hx], w, has_biases, num_layers, bidirectional, batch_first)
 
 
-def _rnn_relu(x: Any, hx: Any, weights: Sequence[Any], *options: Any) -> Any:
-    return _layers("RNN", x, [hx], weights, *options, activation="Relu")
+def _rnn_relu(
+    x: Any, hx: Any, w: Any, has_biases: bool, num_layers: int, bidirectional: bool, batch_first: bool
+) -> Any:
+    return _layers("RNN", "Relu", x, [hx], w, has_biases, num_layers, bidirectional, batch_first)
 
 
 def _layers(
     kind: str,
+    activation: str,
     x: Any,
     states: Sequence[Any],
     weights: Sequence[Any],
@@ -57,7 +63,6 @@ def _layers(
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
-    activation: str = "",
 ) -> tuple[Any, ...]:
     """All layers of one module; each is one node. Returns the output and the final states."""
     directions = 2 if bidirectional else 1

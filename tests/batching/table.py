@@ -360,7 +360,11 @@ TABLE: dict[str, Row] = {
     "embedding-rows": layer(lambda: nn.Embedding(9, 8, padding_idx=0), "ids:int64[batch]"),
     "embedding-bag": layer(lambda: nn.EmbeddingBag(9, 8, mode="mean"), "ids:int64[batch,5]"),
     "embedding-bag-max": layer(lambda: nn.EmbeddingBag(9, 8, mode="max", padding_idx=1), "ids:int64[batch,5]"),
-    "embedding-bag-offsets": fn(lambda m, ids, n: F.embedding_bag(ids, m.w.t(), n.cumsum(0) * 0, mode="sum"), "ids:int64[total]", "n:int64[batch]"),
+    "embedding-bag-offsets": fn(
+        lambda m, ids, n: F.embedding_bag(ids, m.w.t(), n.cumsum(0) * 0, mode="sum"),
+        "ids:int64[total]",
+        "n:int64[batch]",
+    ),
     "positions": fn(lambda m, x: x + m.w[: x.shape[1]][None], "x:float32[batch,4,6]"),
     "one-hot": fn(lambda m, ids: F.one_hot(ids, 6).float() @ m.w.t(), IDS),
     # attention

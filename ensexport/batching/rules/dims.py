@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
 from ensexport.batching.schema import bound, called, results
-from ensexport.batching.value import Folded, Layout, Stacked, Value
+from ensexport.batching.value import Folded, Stacked, Value
 
 aten = torch.ops.aten
 _DIM_ARGUMENTS = ("dim", "dims", "dim0", "dim1", "dim2", "source", "destination", "start_dim", "end_dim")
@@ -121,18 +121,14 @@ def _along(op: OpOverload) -> Any:
             gone = 0 if keeps else sum(dim < x.layout.dim for dim in dims)
             if op not in _NEEDS_SAME_DIM_SIZE:
                 return results(ctx, called(ctx, op, {**arguments, first: x.node}), Folded(x.layout.dim - gone))
-        axis = x.layout.axis if isinstance(x.layout, Stacked) else 0
-        layout: Layout = Stacked(0)
-        if isinstance(x.layout, Folded) and dims == [x.layout.dim] and op in _SPLITS:
-            axis = x.layout.dim  # split `(B, N*C, H)` as `(B, N, C, H)`: no transpose
-            layout = Stacked(axis)
-        elif axis != 0:
-            axis = 0
+        splits_fold = isinstance(x.layout, Folded) and dims == [x.layout.dim] and op in _SPLITS
+        # `(B, N*C, H)` is split as `(B, N, C, H)`: no transpose.
+        axis = x.layout.dim if splits_fold and isinstance(x.layout, Folded) else 0
         arguments[first] = ctx.stacked(x, axis)
         for name in _DIM_ARGUMENTS:
             if name in arguments:
                 arguments[name] = _moved(arguments[name], x.rank, axis)
-        return results(ctx, called(ctx, op, arguments), layout)
+        return results(ctx, called(ctx, op, arguments), Stacked(axis))
 
     return batched
 

@@ -15,6 +15,10 @@ aten = torch.ops.aten
 @rule(aten.matmul.default)
 def matmul(ctx: Context, x: Value, y: Value) -> Value | None:
     """A weight matrix on the right is a linear layer; anything else is a batched matmul, members outermost."""
+    return _product(ctx, x, y)
+
+
+def _product(ctx: Context, x: Value, y: Value) -> Value | None:
     if y.is_weight and y.rank == 2 and x.rank >= 1 and not x.is_weight:
         return apply_linear(ctx, x, ctx.weight(aten.permute.default, y, [1, 0]), None)
     if x.rank == 0 or y.rank == 0:
@@ -54,13 +58,13 @@ def _aligned(
 @rule(aten.bmm.default)
 def bmm(ctx: Context, x: Value, y: Value) -> Value | None:
     """`(B, M, K) @ (B, K, O)`."""
-    return matmul(ctx, x, y)
+    return _product(ctx, x, y)
 
 
 @rule(aten.baddbmm.default)
 def baddbmm(ctx: Context, bias: Value, x: Value, y: Value, *, beta: float = 1, alpha: float = 1) -> Value | None:
     """`beta * bias + alpha * (x @ y)`."""
-    product = matmul(ctx, x, y)
+    product = _product(ctx, x, y)
     if product is None:
         return None
     node = product.node

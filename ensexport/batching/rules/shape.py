@@ -90,7 +90,10 @@ def repeat(ctx: Context, x: Value, repeats: list[int | fx.Node]) -> Value:
 @rule(aten.permute.default)
 def permute(ctx: Context, x: Value, dims: list[int]) -> Value:
     """Reorder dims; folded members move with their dim."""
-    order = [dim % x.rank for dim in dims]
+    return _permuted(ctx, x, [dim % x.rank for dim in dims])
+
+
+def _permuted(ctx: Context, x: Value, order: list[int]) -> Value:
     if isinstance(x.layout, Folded):
         return ctx.value(ctx.call(aten.permute.default, x.node, order), Folded(order.index(x.layout.dim)))
     return ctx.value(ctx.call(aten.permute.default, ctx.stacked(x), [0, *(dim + 1 for dim in order)]), Stacked(0))
@@ -102,13 +105,13 @@ def transpose(ctx: Context, x: Value, dim0: int, dim1: int) -> Value:
     order = list(range(x.rank))
     if order:
         order[dim0], order[dim1] = order[dim1], order[dim0]
-    return permute(ctx, x, order)
+    return _permuted(ctx, x, order)
 
 
 @rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
 def t(ctx: Context, x: Value) -> Value | None:
     """Transpose a matrix."""
-    return None if x.rank != 2 else permute(ctx, x, [1, 0])
+    return None if x.rank != 2 else _permuted(ctx, x, [1, 0])
 
 
 @rule(aten.cat.default, aten.concat.default)
