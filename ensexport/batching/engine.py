@@ -222,8 +222,8 @@ class _Walk:
         for dim in range(value.rank):
             size = self.ctx.size(value, dim)
             both_known = isinstance(product, int) and isinstance(size, int)
-            product = product * size if both_known else self.ctx.call(operator.mul, product, size)  # type: ignore[operator]
-        return product  # type: ignore[no-any-return]
+            product = product * size if both_known else self.ctx.call(operator.mul, product, size)
+        return product
 
     def _stays_weight(self, node: fx.Node, values: list[Value]) -> bool:
         """May this be computed when packing? Not if it is no tensor, needs a dynamic size, or is much larger."""

@@ -59,7 +59,7 @@ class MemberGraph:
         output_names: Contract names of the outputs.
         inputs: Input name -> placeholder.
         state: Placeholder -> name of the parameter, buffer or lifted constant, as in the member's own module.
-        constants: Values of lifted constants and non-persistent buffers by name.
+        constants: Values of lifted constants by name: tensors made in forward, the same for every member.
         outputs: The output nodes.
         dim_ranges: Dynamic dim -> smallest and largest size the model itself allows (None = no upper bound).
         symbols: Symbol in the graph's shapes -> dynamic dim.
@@ -234,7 +234,7 @@ def _described(program: ExportedProgram, specs: tuple[TensorSpec, ...], names: t
             raise UnsupportedModelError(f"cannot pack the model: it holds a script object ('{spec.target}').")
         name = spec.target.removeprefix("member.")
         state[node] = name
-        if spec.target in program.constants:
+        if spec.kind is InputKind.CONSTANT_TENSOR:
             constants[name] = program.constants[spec.target]
     outputs: list[fx.Node] = []
     for out in program.graph_signature.output_specs:

@@ -156,3 +156,19 @@ def test_graph_does_not_grow_with_the_number_of_members() -> None:
     member, _ = capture(_members("residual", 1)[0], *TABLE["residual"].inputs)
     few, many = batch_graph(member, 4), batch_graph(member, 64)
     assert len(few.graph.nodes) == len(many.graph.nodes)
+
+
+def test_non_persistent_buffers_that_differ_are_not_shared() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.full((4,), scale), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    members = [Scaled(float(k)).eval() for k in range(3)]
+    member, example = capture(members[0], "x:float32[batch,4]")
+    graph = batch_graph(member, 3)
+    weights = graph.weights.pack([named_tensors(module) for module in members], 3)
+    assert_equals_loop([fx_run(graph, weights)], members, graph, example)
