@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +18,16 @@ class Difference:
     Attributes:
         max_abs: Largest absolute difference; infinite where NaN or Inf are in other places or shapes differ.
         scale: Largest finite reference value, or 1 when that is 0: what `max_rel` is a share of.
-        index: Where the largest difference is.
-        expected: The reference value there.
-        actual: The compared value there.
+        index: Where the largest difference is; empty where shapes differ.
+        expected: The reference value there; NaN where shapes differ.
+        actual: The compared value there; likewise.
     """
 
     max_abs: float
     scale: float
     index: tuple[int, ...]
-    expected: float
-    actual: float
+    expected: float | int
+    actual: float | int
 
     @property
     def max_rel(self) -> float:
@@ -35,29 +36,57 @@ class Difference:
 
 
 def compare_arrays(expected: Array, actual: Array) -> Difference:
-    """Compare `actual` with `expected`.
+    """Compare `actual` with `expected`, by value: dtypes may differ.
 
     NaN equals NaN and Inf equals Inf of the same sign; anything else non-finite is an infinite difference.
+    Two integer or boolean arrays are compared exactly, floats in float64. A complex array counts as one of floats
+    with a last axis of size 2, the real and the imaginary part.
     """
     if expected.shape != actual.shape:
         return Difference(float("inf"), 1.0, (), float("nan"), float("nan"))
     if expected.size == 0:
         return Difference(0.0, 1.0, (), 0.0, 0.0)
-    left, right = _as_float64(expected), _as_float64(actual)
+    if is_exact(expected.dtype) and is_exact(actual.dtype):
+        return _compare_integers(expected, actual)
+    if "c" in (expected.dtype.kind, actual.dtype.kind):
+        expected, actual = _parts(expected), _parts(actual)
+    return _compare_floats(expected.astype(np.float64), actual.astype(np.float64))
+
+
+def _compare_floats(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> Difference:
     finite = np.isfinite(left) & np.isfinite(right)
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.where(finite, np.abs(left - right), np.inf)
-        difference[(left == right) | (np.isnan(left) & np.isnan(right))] = 0.0
-    where = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    difference[(left == right) | (np.isnan(left) & np.isnan(right))] = 0.0
+    index = _largest(difference)
     magnitude = np.abs(left[np.isfinite(left)])
     scale = float(magnitude.max()) if magnitude.size and magnitude.max() > 0 else 1.0
-    index = tuple(int(i) for i in where)
-    return Difference(float(difference[where]), scale, index, float(left[where]), float(right[where]))
+    return Difference(float(difference[index]), scale, index, float(left[index]), float(right[index]))
 
 
-def _as_float64(array: Array) -> npt.NDArray[np.float64]:
-    """Values as float64; int64 values above 2**53 would round, so those are compared through their difference."""
-    return np.atleast_1d(array).astype(np.float64).reshape(array.shape)
+def _compare_integers(left: Array, right: Array) -> Difference:
+    """Without a detour through float64, which holds no more than 53 bits: 2**53 and 2**53 + 1 are not equal."""
+    same = left == right
+    index = (0,) * left.ndim
+    distance = 0
+    if not same.all():
+        wide = np.object_ if np.uint64 in (left.dtype, right.dtype) else np.int64
+        a: npt.NDArray[Any] = left.astype(wide)
+        b: npt.NDArray[Any] = right.astype(wide)
+        difference = np.where(a > b, a - b, b - a)
+        # The distance of two int64 values may need 64 bits: it wraps into the sign, and the bits are still right.
+        index = _largest(difference if wide is np.object_ else difference.view(np.uint64))
+        distance = abs(int(left[index]) - int(right[index]))
+    magnitude = max(abs(int(left.max())), abs(int(left.min())))
+    return Difference(float(distance), float(magnitude or 1), index, int(left[index]), int(right[index]))
+
+
+def _largest(difference: npt.NDArray[np.generic]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), difference.shape))
+
+
+def _parts(array: Array) -> Array:
+    return np.ascontiguousarray(array.astype(np.complex128)[..., None]).view(np.float64)
 
 
 def is_exact(dtype: np.dtype[np.generic]) -> bool:

@@ -32,7 +32,8 @@ class EnsexportError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the `error` object of the JSON contract."""
-        return {"code": self.code, "message": self.message, "hint": self.hint, **self.details}
+        own = {"code": self.code, "message": self.message, "hint": self.hint}
+        return own | self.details | own  # the three keys of the contract come first and are never overwritten
 
 
 # -- exit 2: how the tool was called ---------------------------------------------------------------

@@ -38,7 +38,7 @@ class PackReport:
             "plan": None if done is None else asdict(done.plan),
             "dims": {} if done is None else {name: list(bounds) for name, bounds in done.dims.items()},
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
-            "warnings": list(self.members.warnings),
+            "warnings": list(self.members.warnings if done is None else done.warnings),
         }
 
 
@@ -100,10 +100,11 @@ def pack(
     Staging(targets, force=force)  # refuse a bad target before the work, not after
     begin = time.perf_counter()
 
-    def tell(path: str, done: int, total: int) -> None:
+    def tell(_path: str, done: int, total: int) -> None:
         if on_stage is not None:
             on_stage("load", done, total)
 
+    tell("", 0, 0)
     members = load_members(list(checkpoints), model, model_args=model_args, base_dir=base_dir, on_progress=tell)
     load_s = time.perf_counter() - begin
     if dry_run:

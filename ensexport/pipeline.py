@@ -18,7 +18,7 @@ from ensexport.batching.examples import find_example
 from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.errors import UsageError
 from ensexport.members import Members
-from ensexport.probes import BATCHES, SEEDS, make_probes
+from ensexport.probes import BATCHES, SEEDS, make_probes, usable_probes
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import (
     Artifact,
@@ -164,6 +164,7 @@ def export(
                 batches=batches,
                 seeds=seeds,
             )
+            probes = usable_probes(ensemble.build(0), probes, per_member)
             references = reference_outputs(ensemble, probes, per_member, on_progress=clock.tell)
             renamed = dict(zip(example.outputs, names, strict=True))
             references = [[reference.renamed(renamed) for reference in row] for row in references]

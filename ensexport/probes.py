@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ensexport.batching.examples import random_tensor
+from ensexport.errors import EnsexportError, ModelInputError, UsageError
 from ensexport.spec import TensorSpec, batch_dim, dim_names
-from ensexport.stacking.baseline import Feed
+from ensexport.stacking.baseline import Feed, run_member
 
 BATCHES = (1, 2, 3, 7, 13)
 SEEDS = (0, 1, 2)
@@ -56,7 +58,14 @@ def make_probes(
         dim_ranges: Smallest and largest size of each dynamic dim (None = no end).
         batches: Sizes of the batch dim; those outside its range are left out.
         seeds: One set of random values each.
+
+    Raises:
+        UsageError: There is no seed, or a batch size below 1.
     """
+    if not seeds:
+        raise UsageError("no seed is given: expected at least one set of random inputs to compare on.")
+    if any(size < 1 for size in batches):
+        raise UsageError(f"the batch sizes are {', '.join(map(str, batches))}: expected 1 or more.")
     probes = []
     for number, sizes in enumerate(_sizes(specs, example_sizes, dim_ranges, batches)):
         for seed in seeds:
@@ -72,6 +81,41 @@ def make_probes(
     return probes
 
 
+def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequence[str]) -> list[Probe]:
+    """Leave out the sizes that a member itself refuses (an image too small, a position table that ends).
+
+    Args:
+        module: A member.
+        probes: Probes of one or several sizes; one of each size is tried.
+        per_member: Names of the inputs with a leading N.
+
+    Raises:
+        ModelInputError: The member refuses all of them; carries its own error.
+    """
+    accepted: dict[tuple[tuple[str, int], ...], bool] = {}
+    first: Exception | None = None
+    for probe in probes:
+        key = tuple(probe.sizes.items())
+        if key in accepted:
+            continue
+        try:
+            run_member(module, probe.member_feed(0, per_member))
+            accepted[key] = True
+        except EnsexportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's model says no in its own way; so may the artifact
+            first = first or error
+            accepted[key] = False
+    if first is not None and not any(accepted.values()):
+        sizes = "; ".join(", ".join(f"{name} {size}" for name, size in key) for key in accepted)
+        raise ModelInputError(
+            f"the model accepts none of the sizes it should be compared at ({sizes}): "
+            f"{type(first).__name__}: {str(first).strip()[:400]}",
+            hint="Give each dimension that has one possible size a number in --input.",
+        ) from first
+    return [probe for probe in probes if accepted[tuple(probe.sizes.items())]]
+
+
 def _sizes(
     specs: Sequence[TensorSpec],
     example: Mapping[str, int],
@@ -80,14 +124,14 @@ def _sizes(
 ) -> Iterator[dict[str, int]]:
     batch = batch_dim(specs)
     others = [name for name in dim_names(specs) if name != batch]
-    allowed = [size for size in batches if batch is not None and _inside(size, ranges.get(batch))]
+    # A dim without a range of its own is an expression (`4*k`): only the size that was tried is safe.
+    allowed = [size for size in batches if batch is not None and batch in ranges and _inside(size, ranges[batch])]
     for number, size in enumerate(allowed or [None]):
         sizes = {} if size is None or batch is None else {batch: size}
         if batch is not None and size is None:
             sizes = {batch: example[batch]}
         for name in others:
             steps = [step for step in (0, 1, -1) if _inside(example[name] + step, ranges.get(name))]
-            # A dim without a range of its own is an expression (`4*k`): only the size that was tried is safe.
             step = steps[number % len(steps)] if name in ranges and steps else 0
             sizes[name] = example[name] + step
         yield sizes

@@ -5,8 +5,9 @@ They stand at the bottom of the import order so that `ensexport --help` and usag
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ DTYPES = (
 )  # fmt: skip
 FORMAT_BY_SUFFIX = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2"}
 
-_SPEC = re.compile(r"^\s*(?P<name>[A-Za-z_]\w*)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*$")
-_DIM_NAME = re.compile(r"^[A-Za-z_]\w*$")
+_SPEC = re.compile(r"\s*(?P<name>[^\s:\[\]]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,33 @@ class TensorSpec:
         dtype: One of `DTYPES`.
         dims: One entry a dimension, as ONE member sees it: an int is fixed, a string names a dynamic
             dimension. Equal names mean equal sizes.
+
+    Raises:
+        InputSpecError: A name is no identifier, the dtype is unknown, or a size is below 1.
     """
 
     name: str
     dtype: str
     dims: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", tuple(self.dims))
+        if not _NAME.fullmatch(self.name):
+            raise InputSpecError(
+                f"cannot read input {str(self)!r}: {self.name!r} is no name.",
+                hint="Use letters, digits and '_', as for a parameter of forward.",
+            )
+        if self.dtype not in DTYPES:
+            raise InputSpecError(
+                f"cannot read input {str(self)!r}: unknown dtype {self.dtype!r}.",
+                hint=f"Use one of {', '.join(DTYPES)}.",
+            )
+        for dim in self.dims:
+            if not (_NAME.fullmatch(dim) if isinstance(dim, str) else type(dim) is int and dim > 0):
+                raise InputSpecError(
+                    f"cannot read input {str(self)!r}: dimension {dim!r} is neither a positive integer nor a name.",
+                    hint="A fixed size is a number, a dynamic one a name such as 'batch'.",
+                )
 
     @classmethod
     def parse(cls, text: str) -> TensorSpec:
@@ -45,27 +69,21 @@ class TensorSpec:
         Raises:
             InputSpecError: The text has another form, an unknown dtype, or a size below 1.
         """
-        match = _SPEC.match(text)
+        match = _SPEC.fullmatch(text)
         if match is None:
             raise InputSpecError(
                 f"cannot read input {text!r}: expected NAME:DTYPE[DIM,...].",
                 hint="Write it like 'x:float32[batch,1,28,28]'; a named DIM is dynamic.",
             )
-        dtype = match["dtype"]
-        if dtype not in DTYPES:
-            raise InputSpecError(
-                f"cannot read input {text!r}: unknown dtype {dtype!r}.",
-                hint=f"Use one of {', '.join(DTYPES)}.",
-            )
-        dims = tuple(_parse_dim(part.strip(), text) for part in match["dims"].split(",") if match["dims"].strip())
-        return cls(match["name"], dtype, dims)
+        parts = [part.strip() for part in match["dims"].split(",")] if match["dims"].strip() else []
+        return cls(match["name"], match["dtype"], tuple(int(p) if _SIZE.fullmatch(p) else p for p in parts))
 
     @property
     def dim_names(self) -> tuple[str, ...]:
         """The dynamic dimensions, in order of appearance."""
         return tuple(dict.fromkeys(dim for dim in self.dims if isinstance(dim, str)))
 
-    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the concrete shape for one size per dynamic dimension."""
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
@@ -73,25 +91,14 @@ class TensorSpec:
         return f"{self.name}:{self.dtype}[{','.join(map(str, self.dims))}]"
 
 
-def _parse_dim(part: str, text: str) -> int | str:
-    if _DIM_NAME.match(part):
-        return part
-    if re.fullmatch(r"\d+", part) and int(part) > 0:
-        return int(part)
-    raise InputSpecError(
-        f"cannot read input {text!r}: dimension {part!r} is neither a positive integer nor a name.",
-        hint="A fixed size is a number, a dynamic one a name such as 'batch'.",
-    )
-
-
-def parse_inputs(inputs: Iterable[TensorSpec | str]) -> tuple[TensorSpec, ...]:
-    """Turn spec texts into `TensorSpec` values and refuse duplicate names.
+def parse_inputs(inputs: TensorSpec | str | Iterable[TensorSpec | str]) -> tuple[TensorSpec, ...]:
+    """Turn one or several spec texts into `TensorSpec` values and refuse duplicate names.
 
     Raises:
         InputSpecError: A text cannot be read, no input is given, or a name is used twice.
     """
     specs: list[TensorSpec] = []
-    for item in inputs:
+    for item in (inputs,) if isinstance(inputs, TensorSpec | str) else inputs:
         if not isinstance(item, TensorSpec | str):
             raise InputSpecError(
                 f"cannot read input {type(item).__name__}: expected a string or TensorSpec.",
@@ -144,6 +151,9 @@ class Tolerance:
     Attributes:
         atol: Absolute part, in units of the output; None means not given.
         rtol: Relative part; None means not given.
+
+    Raises:
+        UsageError: A part is negative, infinite or not a number: nothing would be proven then.
     """
 
     atol: float | None = None
@@ -155,6 +165,11 @@ class Tolerance:
         "float32": 1e-5,
         "float64": 1e-12,
     }
+
+    def __post_init__(self) -> None:
+        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} is {value}: expected a finite number, 0 or more.")
 
     def bound(self, *, dtype: str, scale: float, loop_error: float) -> float:
         """Return the allowed `max|y - reference| / scale`.
@@ -192,13 +207,14 @@ class Check:
         max_abs: Largest absolute difference to the float64 loop.
         max_rel: `max_abs` divided by the largest reference value.
         bound: What `max_rel` may be.
-        passed: `max_rel <= bound` and the NaN and Inf positions agree.
+        passed: `max_rel <= bound`, the NaN and Inf positions agree, and so do dtype and shape.
         index: Where the largest difference is, within the member's output.
         expected: The reference value there.
         actual: The artifact's value there.
         dtype: The members' dtype of this output.
         optimization: ONNX Runtime's graph optimisation level, empty elsewhere.
         seed: Seed of the random inputs.
+        problem: What differs before any value does, such as `dtype float16 is expected, float32 came`; else empty.
     """
 
     artifact: str
@@ -211,11 +227,12 @@ class Check:
     bound: float
     passed: bool
     index: tuple[int, ...] = ()
-    expected: float = 0.0
-    actual: float = 0.0
+    expected: float | int = 0.0
+    actual: float | int = 0.0
     dtype: str = ""
     optimization: str = ""
     seed: int = 0
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,19 +265,43 @@ class ValidationReport:
 
     @property
     def worst(self) -> Check:
-        """The check that uses up most of its bound; a failed one comes before any that passed."""
+        """The check that uses up most of its bound; a failed one comes before any that passed.
+
+        Raises:
+            ValueError: There are no checks.
+        """
         return max(self.checks, key=lambda check: (not check.passed, check.max_rel / (check.bound or 1e-300)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the `validation` object of the JSON contract."""
+        """Return the `validation` object of the JSON contract; see `json_number` for NaN and Inf.
+
+        Without any check, `tolerance` and `max_error` are null.
+        """
         names = ("artifact", "provider", "batch", "member_index", "output", "max_abs", "max_rel", "passed",
-                 "bound", "optimization", "seed")  # fmt: skip
+                 "bound", "optimization", "seed", "problem")  # fmt: skip
+        worst = self.worst if self.checks else None
         return {
             "passed": self.passed,
-            "tolerance": self.worst.bound,
-            "max_error": self.worst.max_rel,
-            "checks": [{name: getattr(check, name) for name in names} for check in self.checks],
+            "tolerance": None if worst is None else json_number(worst.bound),
+            "max_error": None if worst is None else json_number(worst.max_rel),
+            "checks": [{name: json_number(getattr(check, name)) for name in names} for check in self.checks],
         }
+
+
+def json_number(value: Any) -> Any:
+    """Return `value` as JSON can hold it: NaN and Inf become `"NaN"`, `"Infinity"` or `"-Infinity"`.
+
+    JSON has no such numbers, and Python's `json` would write text that other parsers refuse. Everything else is
+    returned as it is.
+
+    Source: the same three strings as in the JSON form of Protocol Buffers
+    (https://protobuf.dev/programming-guides/json/).
+    """
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
 
 
 @dataclass(frozen=True)

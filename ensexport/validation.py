@@ -3,10 +3,13 @@
 The reference is the loop in float64. An artifact may be as far from it as the loop in the members' own dtype is,
 times four, or as far as a floor per dtype, whichever is more (`Tolerance`). Integer and boolean outputs must agree
 exactly with the loop in the members' own dtype.
+
+Names come first, then dtypes and shapes, then values: an output of another dtype fails even if its values agree.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +19,19 @@ import torch
 from torch import nn
 
 from ensexport.batching.examples import find_example
-from ensexport.compare import Array, compare_arrays, is_exact
-from ensexport.errors import ArtifactError, MismatchError
+from ensexport.compare import Array, Difference, compare_arrays, is_exact
+from ensexport.errors import ArtifactError, EnsexportError, MismatchError
 from ensexport.members import Members
-from ensexport.probes import BATCHES, SEEDS, Probe, make_probes
+from ensexport.probes import BATCHES, SEEDS, Probe, make_probes, usable_probes
 from ensexport.runtime import open_runners, read_metadata
 from ensexport.runtime.torch_runner import array_from_tensor
-from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, parse_inputs
+from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, json_number, parse_inputs
 from ensexport.stacking.baseline import MemberSource, run_member
 
 OnProgress = Callable[[str, int, int], None]
+
+_ROUNDING = "If the members themselves are right and this is rounding, --rtol sets the bound."
+_NOT_ROUNDING = "If these are the members that were packed, this is an error of the export: please report it."
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Reference:
     """What one member returns on one probe.
 
     Attributes:
-        expected: Output name -> value of the float64 loop (of the native loop for integers and booleans).
+        expected: Output name -> value of the float64 loop (of the native loop for integers and booleans, and where
+            only one of the two is finite: float16 overflows in the members too).
         loop_error: Output name -> the native loop's own `max|y - expected| / max|expected|`.
         dtype: Output name -> dtype name the member itself returns.
     """
@@ -94,10 +101,19 @@ def _reference(native: Mapping[str, Array], exact: Mapping[str, Array]) -> Refer
     expected: dict[str, Array] = {}
     errors: dict[str, float] = {}
     for name, own in native.items():
-        exactly = is_exact(own.dtype)
-        expected[name] = own if exactly else exact[name]
-        errors[name] = 0.0 if exactly else compare_arrays(exact[name], own).max_rel
+        expected[name] = own if is_exact(own.dtype) else _finite_alike(exact[name], own)
+        errors[name] = compare_arrays(expected[name], own).max_rel
     return Reference(expected, errors, {name: str(own.dtype) for name, own in native.items()})
+
+
+def _finite_alike(exact: Array, own: Array) -> Array:
+    """`exact`, with the members' own value where NaN or Inf is on one side only or differs.
+
+    Else the loop's own error would be infinite there, and so would be what the artifact is allowed.
+    """
+    left, right = exact.astype(np.result_type(exact, np.float64)), own.astype(np.result_type(exact, np.float64))
+    agree = (np.isfinite(left) & np.isfinite(right)) | (left == right) | (np.isnan(left) & np.isnan(right))
+    return exact if bool(agree.all()) else np.where(agree, left, right)
 
 
 def check_artifact(
@@ -129,98 +145,130 @@ def check_artifact(
     checks = []
     for runner in open_runners(path, provider=provider, output_names=tuple(output_names)):
         for number, probe in enumerate(probes):
+            where = f"on {runner.provider} at sizes {dict(probe.sizes)}"
             try:
                 outputs = runner.run(_arrays(probe.feed))
+            except EnsexportError:
+                raise
             except Exception as error:
                 raise MismatchError(
-                    f"'{shown_as}' fails on {runner.provider} at sizes {dict(probe.sizes)}, where the members run: "
-                    f"{type(error).__name__}: {str(error).strip()[:400]}",
+                    f"'{shown_as}' fails {where}, where the members run: {_describe(error)}",
                     hint="Give that dimension a number in --input if this size is not needed.",
                 ) from error
+            missing = [name for name in output_names if name not in outputs]
+            if missing:
+                raise MismatchError(
+                    f"'{shown_as}' has no output '{missing[0]}': it returns {', '.join(outputs)}.", hint=_NOT_ROUNDING
+                )
             for member_index, member in enumerate(references):
                 for name in output_names:
+                    difference, problem = _difference(
+                        member[number].expected[name],
+                        outputs[name],
+                        member_index,
+                        dtype=member[number].dtype[name],
+                        n_members=len(references),
+                        member_axis=member_axis,
+                    )
+                    bound = _bound(tolerance, member[number], name, difference.scale)
                     checks.append(
-                        _check(
-                            shown_as,
-                            runner.provider,
-                            runner.optimization,
-                            probe,
-                            member_index,
-                            name,
-                            member[number],
-                            outputs[name],
-                            tolerance,
-                            member_axis,
+                        Check(
+                            artifact=shown_as,
+                            provider=runner.provider,
+                            optimization=runner.optimization,
+                            batch=probe.batch,
+                            member_index=member_index,
+                            output=name,
+                            max_abs=difference.max_abs,
+                            max_rel=difference.max_rel,
+                            bound=bound,
+                            passed=not problem and difference.max_rel <= bound,
+                            index=difference.index,
+                            expected=difference.expected,
+                            actual=difference.actual,
+                            dtype=member[number].dtype[name],
+                            seed=probe.seed,
+                            problem=problem,
                         )
                     )
     return checks
 
 
-def _check(
-    artifact: str,
-    provider: str,
-    optimization: str,
-    probe: Probe,
-    member_index: int,
-    name: str,
-    reference: Reference,
-    output: Array,
-    tolerance: Tolerance,
-    member_axis: int,
-) -> Check:
-    expected = reference.expected[name]
+def _describe(error: Exception) -> str:
+    """One line. TorchScript puts a traceback first, and what went wrong last."""
+    text = str(error).strip()
+    text = text.splitlines()[-1] if "Traceback of TorchScript" in text else text
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:400]
+
+
+def _difference(
+    expected: Array, output: Array, member_index: int, *, dtype: str, n_members: int, member_axis: int
+) -> tuple[Difference, str]:
+    """Compare one member's slice of an output; the text says what differs before any value does."""
     axis = min(member_axis, expected.ndim)
-    has_member = output.ndim == expected.ndim + 1 and output.shape[axis] > member_index
-    actual: Array = np.take(output, member_index, axis=axis) if has_member else output
-    difference = compare_arrays(expected, actual)
-    dtype = reference.dtype[name]
-    exact = is_exact(np.dtype(output.dtype))
-    bound = (
-        0.0 if exact else tolerance.bound(dtype=dtype, scale=difference.scale, loop_error=reference.loop_error[name])
-    )
-    return Check(
-        artifact=artifact,
-        provider=provider,
-        optimization=optimization,
-        batch=probe.batch,
-        member_index=member_index,
-        output=name,
-        max_abs=difference.max_abs,
-        max_rel=difference.max_rel,
-        bound=bound,
-        passed=has_member and str(output.dtype) == dtype and difference.max_rel <= bound,
-        index=difference.index,
-        expected=difference.expected,
-        actual=difference.actual,
-        dtype=dtype,
-        seed=probe.seed,
-    )
+    shape = (*expected.shape[:axis], n_members, *expected.shape[axis:])
+    if output.shape != shape:
+        # The shapes are in the text; the slice, if there is one, would tell less.
+        nothing = Difference(math.inf, 1.0, (), math.nan, math.nan)
+        return nothing, f"expected shape {shape}, got {output.shape}"
+    difference = compare_arrays(expected, np.take(output, member_index, axis=axis))
+    return difference, "" if str(output.dtype) == dtype else f"expected dtype {dtype}, got {output.dtype}"
+
+
+def _bound(tolerance: Tolerance, reference: Reference, name: str, scale: float) -> float:
+    if is_exact(reference.expected[name].dtype):
+        return 0.0
+    return tolerance.bound(dtype=reference.dtype[name], scale=scale, loop_error=reference.loop_error[name])
 
 
 def raise_on_mismatch(report: ValidationReport, labels: Sequence[str]) -> None:
     """Raise for the worst failed check, if any failed.
 
     Raises:
-        MismatchError: Names artifact, member, output, index, both values, bound and provider.
+        MismatchError: Names artifact, member, output, index, both values (or dtypes, or shapes), bound and provider.
+            Its details are as JSON can hold them, see `json_number`.
     """
     if report.passed:
         return
+    if not report.checks:
+        raise MismatchError("nothing was compared, so nothing is proven.", validation=report.to_dict())
     worst = report.worst
-    level = f", graph optimisation {worst.optimization}" if worst.optimization else ""
     others = sum(not check.passed for check in report.checks) - 1
     raise MismatchError(
-        f"output '{worst.output}' of '{worst.artifact}' differs from the baseline: max abs diff {worst.max_abs:.3g}, "
-        f"relative {worst.max_rel:.3g} > {worst.bound:.3g}, at {labels[worst.member_index]}, index {worst.index}, "
-        f"batch {worst.batch}, {worst.dtype}, {worst.provider}{level}: expected {worst.expected:.9g}, "
-        f"got {worst.actual:.9g}." + (f" {others} other checks failed too." if others else ""),
-        hint="If the members themselves are right and this is rounding, --rtol sets the bound.",
+        f"output '{worst.output}' of '{worst.artifact}' differs from the baseline: {_what(worst)}, at "
+        f"{labels[worst.member_index]}, {_where(worst)}." + (f" {others} other checks failed too." if others else ""),
+        hint=_ROUNDING if _is_rounding(worst) else _NOT_ROUNDING,
         validation=report.to_dict(),
         member_index=worst.member_index,
         output=worst.output,
         index=list(worst.index),
-        expected=worst.expected,
-        actual=worst.actual,
+        expected=json_number(worst.expected),
+        actual=json_number(worst.actual),
     )
+
+
+def _what(check: Check) -> str:
+    if check.problem:
+        return check.problem
+    if not math.isfinite(check.max_abs):
+        return "NaN or Inf on one side only"
+    return f"max abs diff {check.max_abs:.3g}, relative {check.max_rel:.3g} > {check.bound:.3g}"
+
+
+def _where(check: Check) -> str:
+    level = f", graph optimisation {check.optimization}" if check.optimization else ""
+    where = f"batch {check.batch}, {check.dtype}, {check.provider}{level}"
+    if check.problem and not math.isfinite(check.max_abs):
+        return where
+    return f"index {check.index}, {where}: expected {_value(check.expected)}, got {_value(check.actual)}"
+
+
+def _value(value: float | int) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _is_rounding(check: Check) -> bool:
+    return not check.problem and math.isfinite(check.max_abs) and isinstance(check.expected, float)
 
 
 def validate(
@@ -245,8 +293,10 @@ def validate(
         on_progress: Called as `(stage, done, total)`.
 
     Raises:
-        ArtifactError: The file cannot be read, or holds another number of members.
+        ArtifactError: The file cannot be read, or holds another number of members or outputs.
+        ModelInputError: The members accept none of the artifact's inputs.
         MismatchError: Values differ; or a member's weights are not those that were packed.
+        UsageError: No seed is given, or an unknown provider.
     """
     path = Path(artifact)
     metadata = read_metadata(path)
@@ -258,6 +308,12 @@ def validate(
     specs: tuple[TensorSpec, ...] = parse_inputs(metadata["inputs"])
     per_member = tuple(metadata["per_member"])
     example = find_example(members.build(0), specs)
+    if len(example.outputs) != len(metadata["outputs"]):
+        raise ArtifactError(
+            f"'{artifact}' has the outputs {', '.join(metadata['outputs'])}, and the model returns "
+            f"{', '.join(example.outputs)}.",
+            hint="Give the architecture that was packed.",
+        )
     probes = make_probes(
         specs,
         per_member,
@@ -267,6 +323,7 @@ def validate(
         batches=batches,
         seeds=seeds,
     )
+    probes = usable_probes(members.build(0), probes, per_member)
     names = dict(zip(example.outputs, metadata["outputs"], strict=True))
     references = [
         [reference.renamed(names) for reference in row]
@@ -296,11 +353,12 @@ def _check_provenance(path: Path, metadata: Mapping[str, object], members: Membe
     packed = metadata["members"]
     assert isinstance(packed, list)
     for member, record in zip(members, packed, strict=True):
-        if record["weights_sha256"] and record["weights_sha256"] != member.weights_sha256:
+        digest = record.get("weights_sha256", "")  # empty for an ensemble of live modules
+        if digest and digest != member.weights_sha256:
             worst = max((c for c in report.checks if c.member_index == member.index), key=lambda c: c.max_rel)
             raise MismatchError(
                 f"{member.label} is not the network that '{path}' holds as member {member.index} "
-                f"('{record['name']}'): expected weights sha256 {record['weights_sha256'][:12]}..., got "
+                f"('{record.get('name', '')}'): expected weights sha256 {digest[:12]}..., got "
                 f"{member.weights_sha256[:12]}.... Their outputs on random inputs differ by up to {worst.max_abs:.3g} "
                 f"(relative {worst.max_rel:.3g}, within the bound {worst.bound:.3g}).",
                 hint="Pack again, or give the checkpoint that was packed.",

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
-_MARK = "bfloat16:"
+from ensexport.compare import Array
 
 
 def write_feed(path: Path, feed: Mapping[str, Array]) -> None:
-    """Save named arrays, in order."""
+    """Save named arrays, in order.
+
+    Each entry is called `NUMBER:DTYPE:NAME`, so that no name can meet a parameter of `numpy.savez`.
+    """
     arrays = {
-        (_MARK + name if array.dtype == ml_dtypes.bfloat16 else name): array.view(np.uint16)
-        if array.dtype == ml_dtypes.bfloat16
-        else array
-        for name, array in feed.items()
+        f"{number}:{array.dtype}:{name}": array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+        for number, (name, array) in enumerate(feed.items())
     }
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def read_feed(path: Path) -> dict[str, Array]:
     """Load what `write_feed` saved."""
+    feed: dict[str, Array] = {}
     with np.load(path, allow_pickle=False) as stored:
-        return {
-            name.removeprefix(_MARK): stored[name].view(ml_dtypes.bfloat16) if name.startswith(_MARK) else stored[name]
-            for name in stored.files
-        }
+        for key in stored.files:
+            _, dtype, name = key.split(":", 2)
+            feed[name] = stored[key].view(ml_dtypes.bfloat16) if dtype == "bfloat16" else stored[key]
+    return feed

@@ -1,8 +1,15 @@
-"""Interleaved blocks, one process an alternative; medians of per-block ratios with a bootstrap interval."""
+"""Interleaved blocks, one process an alternative; medians of per-block ratios with a bootstrap interval.
+
+Only one of the processes runs at a time: the others are stopped by signal. Waiting would not do, for the threads of
+ONNX Runtime and OpenMP spin on after a call, and that takes the cores from whoever is timed next: 50 ms for one
+session, 200 ms for ten (measured on two cores with ONNX Runtime 1.31.1).
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,17 +21,22 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from ensexport import errors
 from ensexport.bench.exchange import read_feed, write_feed
 from ensexport.compare import Array
 from ensexport.errors import EnsexportError
 
-_MIN_BLOCK_S = 0.02
-_PAUSE_S = 0.01  # lets the last alternative's threads stop spinning
+BLOCK_S = 0.02
+_WARM_SHARE = 0.1  # of a block: brings the weights back into the caches and the threads out of their sleep
+_WARM_UP_S = 0.01  # at most, for each block that will be measured
+_CAN_STOP = hasattr(signal, "SIGSTOP")
+_SPIN_S = 0.25  # where processes cannot be stopped: how long idle threads may spin on
 
 
 class BenchError(EnsexportError):
-    """An alternative could not be run."""
+    """The artifact or an alternative fails when it is run."""
 
     exit_code = 6
     code = "E_BENCH"
@@ -37,7 +49,7 @@ class Timing:
     Attributes:
         alternative: Its name.
         median_ms: Median time of one call over all blocks.
-        ratio: Median over the blocks of (its time / the packed artifact's time in the same block).
+        ratio: Median over the blocks of (its time / the packed artifact's time in the same round).
         ratio_low: Lower end of the 95 % bootstrap interval of `ratio`.
         ratio_high: Upper end.
     """
@@ -50,12 +62,13 @@ class Timing:
 
 
 class Worker:
-    """A running alternative."""
+    """A process that holds one alternative. It is stopped except while it answers."""
 
     def __init__(self, job: Mapping[str, Any], folder: Path) -> None:
         self.kind = str(job["kind"])
-        self._folder = folder
-        self._log = (folder / f"{self.kind.replace(' ', '_')}.log").open("w+")
+        name = self.kind.replace(" ", "_").replace(",", "")
+        self._out = folder / f"{name}_out.npz"
+        self._log = (folder / f"{name}.log").open("w+", errors="replace")
         # -P: the current directory must not come before installed packages.
         command = [sys.executable, "-P", "-m", "ensexport.bench.worker"]
         self._process = subprocess.Popen(
@@ -71,23 +84,41 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             assert stream is not None
-            stream.close()
+            try:
+                stream.close()
+            except BrokenPipeError:
+                continue  # what was left to send to a process that is gone
 
     def wait_ready(self) -> None:
         """Wait until the alternative is loaded."""
         self._receive()
+        self._stop()
 
     def outputs(self, feed: Path) -> dict[str, Array]:
         """Run once and return the outputs."""
-        target = self._folder / f"{self.kind.replace(' ', '_')}_out.npz"
-        self._send({"run": str(feed), "to": str(target)})
-        self._receive()
-        return read_feed(target)
+        self._ask({"run": str(feed), "to": str(self._out)})
+        return read_feed(self._out)
 
     def seconds(self, feed: Path, repeats: int) -> float:
-        """Run `repeats` times and return the seconds all of it took."""
-        self._send({"time": str(feed), "repeats": repeats})
-        return float(self._receive()["seconds"])
+        """Run `repeats` times, after some runs to warm up, and return the seconds that took."""
+        warm = max(1, round(_WARM_SHARE * repeats))
+        return float(self._ask({"time": str(feed), "warm": warm, "repeats": repeats})["seconds"])
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._signal("SIGCONT")
+        self._send(request)
+        answer = self._receive()
+        self._stop()
+        return answer
+
+    def _stop(self) -> None:
+        self._signal("SIGSTOP")
+        if not _CAN_STOP:
+            time.sleep(_SPIN_S)
+
+    def _signal(self, name: str) -> None:
+        if _CAN_STOP and self._process.poll() is None:
+            os.kill(self._process.pid, getattr(signal, name))
 
     def _send(self, value: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -95,59 +126,73 @@ class Worker:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise self._failed("it ended") from None
+            raise self._ended() from None
 
     def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise self._failed("it ended")
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise self._failed(answer["error"])
+            raise _rebuilt(self.kind, answer)
         return answer
 
-    def _failed(self, reason: str) -> BenchError:
+    def _ended(self) -> BenchError:
         self._log.seek(0)
-        tail = self._log.read().strip().splitlines()[-1:] if reason == "it ended" else []
-        return BenchError(f"the alternative '{self.kind}' cannot be run: {' '.join([reason, *tail])}")
+        tail = " ".join(self._log.read().strip().splitlines()[-1:])
+        code = self._process.wait()
+        return BenchError(f"the process of '{self.kind}' ended with {code}" + (f": {tail}" if tail else "."))
+
+
+def _rebuilt(kind: str, answer: Mapping[str, Any]) -> EnsexportError:
+    """The error that the process met, as the class it was there."""
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    known = {value.code: value for value in classes if issubclass(value, EnsexportError)}
+    if answer.get("code") in known:
+        return known[answer["code"]](answer["error"], hint=answer["hint"])
+    return BenchError(f"'{kind}' fails when it is run: {answer['error']}")
 
 
 def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int) -> list[Timing]:
     """Time all workers on one feed in interleaved blocks; the first worker is what ratios refer to.
 
-    Each block is at least 20 ms of one alternative; the order within a round changes from round to round.
+    Each block is about 20 ms of one alternative; the order within a round changes from round to round.
+
+    Raises:
+        BenchError: A worker fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "feed.npz"
         write_feed(path, feed)
-        repeats = {worker.kind: _calibrated(worker, path) for worker in workers}
+        repeats = {worker.kind: _calibrated(worker, path, limit_s=blocks * _WARM_UP_S) for worker in workers}
         times: dict[str, list[float]] = {worker.kind: [] for worker in workers}
         order = np.random.default_rng(0)
         for _ in range(blocks):
             for index in order.permutation(len(workers)):
                 worker = workers[int(index)]
-                time.sleep(_PAUSE_S)
-                worker.seconds(path, 1)  # wakes the threads that slept through the others' blocks
                 times[worker.kind].append(worker.seconds(path, repeats[worker.kind]) / repeats[worker.kind])
-    own = np.array(times[workers[0].kind])
-    return [_timing(worker.kind, np.array(times[worker.kind]), own) for worker in workers]
+    packed = np.array(times[workers[0].kind])
+    return [summarise(worker.kind, np.array(times[worker.kind]), packed) for worker in workers]
 
 
-def _calibrated(worker: Worker, feed: Path) -> int:
-    """Warm up until two medians agree within 2 % (at most 12 rounds), and return the calls that fill a block."""
-    repeats, last = 1, float("inf")
-    for _ in range(12):
-        seconds = float(np.median([worker.seconds(feed, repeats) for _ in range(3)])) / repeats
-        repeats = max(1, int(np.ceil(_MIN_BLOCK_S / seconds)))
-        if abs(seconds - last) <= 0.02 * seconds:
+def _calibrated(worker: Worker, feed: Path, *, limit_s: float) -> int:
+    """Warm up until three medians agree within 2 % (or time is up), and return the calls that fill a block."""
+    repeats = 1
+    medians: list[float] = []
+    begin = time.perf_counter()
+    while not medians or time.perf_counter() - begin < limit_s:
+        medians.append(float(np.median([worker.seconds(feed, repeats) for _ in range(3)])) / repeats)
+        repeats = max(1, int(np.ceil(BLOCK_S / 4 / medians[-1])))
+        last = medians[-3:]
+        if len(last) == 3 and max(last) <= 1.02 * min(last):
             break
-        last = seconds
-    return repeats
+    return max(1, int(np.ceil(BLOCK_S / medians[-1])))
 
 
-def _timing(name: str, own: np.ndarray[Any, Any], packed: np.ndarray[Any, Any]) -> Timing:
-    ratios = own / packed
+def summarise(alternative: str, seconds: npt.NDArray[np.float64], packed: npt.NDArray[np.float64]) -> Timing:
+    """Turn the seconds per call of each block into one row; both arrays have one entry a round."""
+    ratios = seconds / packed
     draws = np.random.default_rng(0).choice(ratios, size=(1000, len(ratios)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return Timing(name, float(np.median(own)) * 1e3, float(np.median(ratios)), float(low), float(high))
+    return Timing(alternative, float(np.median(seconds)) * 1e3, float(np.median(ratios)), float(low), float(high))

@@ -1,7 +1,8 @@
 """One alternative in a process of its own: reads requests from stdin, answers on stdout, one JSON line each.
 
-Requests: `{"run": FEED.npz, "to": OUT.npz}` runs once and saves the outputs; `{"time": FEED.npz, "repeats": n}`
-answers the seconds of n runs. The process sleeps between requests, so that alternatives can be interleaved.
+Requests: `{"run": FEED.npz, "to": OUT.npz}` runs once and saves the outputs; `{"time": FEED.npz, "warm": m,
+"repeats": n}` runs m times, then answers the seconds of n runs. Between requests the parent stops the process, so
+that alternatives can be interleaved.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ensexport.errors import EnsexportError
+
 
 def main() -> None:
     """Serve requests until stdin closes."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a model prints must not mix with the answers
 
@@ -23,35 +27,53 @@ def main() -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
-    import numpy as np
-
-    from ensexport.bench.alternatives import MAKERS
-    from ensexport.bench.exchange import read_feed, write_feed
-    from ensexport.errors import EnsexportError
-
-    job = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline() or "null")
+    if job is None:
+        return
     try:
+        from ensexport.bench.alternatives import MAKERS
+
         run = MAKERS[job["kind"]](job)
     except EnsexportError as error:
-        answer({"error": str(error)})
+        answer({"error": error.message, "hint": error.hint, "code": error.code})
+        return
+    except Exception as error:  # noqa: BLE001 - any runtime may fail; the parent says so in the report
+        answer(_failure(error))
         return
     answer({"ready": True})
-    feeds: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for line in sys.stdin:
-        request = json.loads(line)
-        path = request.get("run") or request["time"]
-        feed = feeds.setdefault(path, read_feed(Path(path)))
         try:
-            if "run" in request:
-                write_feed(Path(request["to"]), run(feed))
-                answer({"done": True})
-                continue
-            begin = time.perf_counter()
-            for _ in range(request["repeats"]):
-                run(feed)
-            answer({"seconds": time.perf_counter() - begin})
-        except Exception as error:  # noqa: BLE001 - any runtime may fail; the parent says so in the table
-            answer({"error": f"{type(error).__name__}: {str(error).strip()[:300]}"})
+            answer(_served(json.loads(line), run))
+        except Exception as error:  # noqa: BLE001 - likewise
+            answer(_failure(error))
+
+
+def _served(request: dict[str, Any], run: Any) -> dict[str, Any]:
+    from ensexport.bench.exchange import read_feed, write_feed
+
+    if "run" in request:
+        write_feed(Path(request["to"]), run(read_feed(Path(request["run"]))))
+        return {"done": True}
+    feed = read_feed(Path(request["time"]))
+    for _ in range(request["warm"]):
+        run(feed)
+    begin = time.perf_counter()
+    for _ in range(request["repeats"]):
+        run(feed)
+    return {"seconds": time.perf_counter() - begin}
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {str(error).strip()[:300]}"}
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process with its parent: one that is stopped would not see its stdin close."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, see prctl(2)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,10 +10,28 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class _Size(click.ParamType[float]):
+    """A finite number of 0 or more."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            self.fail(f"{value!r} is no number of 0 or more.", param, ctx)
+        return number
+
+
 checkpoints = click.argument("checkpoints", nargs=-1, required=True, metavar="CKPTS...")
 artifact = click.argument("artifact", metavar="ARTIFACT")
 model = click.option(
-    "--model", metavar="SPEC", help="The architecture: path/to/model.py:Net or package.module:factory."
+    "--model",
+    metavar="SPEC",
+    help="The architecture: path/to/model.py:Net or package.module:factory.",
 )
 model_args = click.option("--model-args", metavar="JSON", help="Its keyword arguments, as a JSON object.")
 config = click.option(
@@ -31,25 +50,35 @@ per_member = click.option(
     "--per-member",
     multiple=True,
     metavar="NAME",
-    help="This input has one slice a member, (N, B, ...). Repeatable.",
+    help="This input has one slice a member, (N, B, ...). Repeat for more.",
 )
-emit = click.option("--emit", metavar="LIST", help="What each output becomes; `members`: (N, B, ...).")
+emit = click.option(
+    "--emit", metavar="LIST", help="What each output becomes: `members` (default, and all there is so far)."
+)
 member_axis = click.option(
-    "--member-axis", type=click.IntRange(0, 1), help="Where N stands in the outputs: 0 (default) or 1."
+    "--member-axis",
+    type=click.IntRange(0, 1),
+    metavar="0|1",
+    help="Where N stands in the outputs: 0 (default) gives (N, B, ...), 1 gives (B, N, ...).",
 )
 opset = click.option("--opset", type=int, metavar="INT", help="ONNX opset version.")
 target = click.option(
     "--target",
     type=click.Choice(["cpu", "cuda", "tensorrt", "portable"]),
-    help="Where the ONNX file will run, and is checked; default: portable, checked on the CPU.",
+    help="Where the file will run, and is run here; default: portable, run on the CPU.",
 )
 strategy = click.option(
     "--strategy",
     type=click.Choice(["auto", "stacked", "unrolled"]),
-    help="auto: batch op by op, unroll what cannot be; stacked: never unroll the graph; unrolled: N branches.",
+    help="auto (default): batch op by op, unroll what cannot be; stacked: never unroll; unrolled: N branches.",
 )
-atol = click.option("--atol", type=click.FloatRange(0), help="Absolute part of the bound on the error.")
-rtol = click.option("--rtol", type=click.FloatRange(0), help="Relative part of the bound on the error.")
+atol = click.option("--atol", type=_Size(), metavar="X", help="Absolute part of the bound on the error.")
+rtol = click.option(
+    "--rtol",
+    type=_Size(),
+    metavar="X",
+    help="Relative part of the bound on the error, as a share of the largest value.",
+)
 force = click.option("--force", is_flag=True, help="Replace outputs that exist.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object on stdout.")
 
@@ -63,3 +92,8 @@ def apply(*options: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def example(line: str) -> str:
+    """The end of a command's help: one example, as it is typed. The tests run it."""
+    return f"\b\nExample:\n  {line}"  # \b keeps Click from wrapping what follows

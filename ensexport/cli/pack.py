@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ensexport.cli import options
-from ensexport.cli.progress import progress
-from ensexport.cli.root import stdout_for_the_answer
+from ensexport.cli.invocation import Invocation
 from ensexport.cli.settings import Settings
+from ensexport.cli.streams import write_json
 from ensexport.cli.text import pack_lines
-from ensexport.spec import artifact_format, parse_inputs
+from ensexport.members.discovery import find_checkpoints
+from ensexport.spec import artifact_format
+from ensexport.staging import Staging
 
 
-@click.command("pack", short_help="Pack checkpoints into one batched graph and prove it.")
+@click.command(
+    "pack",
+    short_help="Pack checkpoints into one batched graph and prove it.",
+    epilog=options.example(
+        'ensexport pack ckpts/ --model model.py:Net --input "x:float32[batch,4]" -o ensemble.onnx -o ensemble.ts'
+    ),
+)
 @options.apply(
     options.checkpoints,
     click.option(
-        "-o",
-        "outputs",
-        multiple=True,
-        required=True,
-        metavar="OUT",
-        help="FILE.onnx, .ts or .pt2; repeatable.",
+        "-o", "outputs", multiple=True, required=True, metavar="OUT", help="FILE.onnx, .ts or .pt2. Repeat for more."
     ),
     options.model,
     options.model_args,
@@ -40,36 +43,34 @@ from ensexport.spec import artifact_format, parse_inputs
     options.rtol,
     click.option("--output-names", metavar="A,B", help="New names for the outputs, in order."),
     options.force,
-    click.option("--dry-run", is_flag=True, help="Read and compare the members, write nothing."),
+    click.option("--dry-run", is_flag=True, help="Read and compare the members, check the outputs, write nothing."),
     options.as_json,
 )
 @click.pass_obj
-def command(obj: dict[str, bool], /, checkpoints: tuple[str, ...], outputs: tuple[str, ...], config: str | None,
+def command(obj: Invocation, /, checkpoints: tuple[str, ...], outputs: tuple[str, ...], config: str | None,
             force: bool, dry_run: bool, as_json: bool, **typed: Any) -> None:  # fmt: skip
     """Load the checkpoints CKPTS... (a folder, files or globs), batch, export and prove them.
 
     Every output is compared with the loop over all members before it is put in place.
-
-    Example: ensexport pack ckpts/ --model model.py:Net --input "x:float32[batch,1,28,28]" -o ensemble.onnx -o
-    ensemble.ts
     """
-    settings = Settings({name.replace("_", "-"): value for name, value in typed.items()}, config, checkpoints)
-    settings.check_emit()
-    for output in outputs:
-        artifact_format(output)
-    inputs = parse_inputs(settings.values.get("inputs", ()))
-    names = settings.values.get("output-names")
-    with stdout_for_the_answer(), progress(quiet=obj["quiet"]) as listen:
+    settings = Settings(typed, config, checkpoints)
+    arguments = settings.packing()
+    _refuse_early(checkpoints, outputs, force=force)
+    with obj.working() as listen:
         from ensexport.packing import pack
 
         report = pack(
-            checkpoints, outputs, **settings.loading(), inputs=inputs,
-            per_member=settings.values.get("per-member", ()), member_axis=settings.values.get("member-axis", 0),
-            opset=settings.values.get("opset"), strategy=settings.values.get("strategy", "auto"),
-            provider=settings.provider, output_names=names.split(",") if isinstance(names, str) else names,
-            tolerance=settings.tolerance, force=force, dry_run=dry_run, on_stage=listen,
+            checkpoints, outputs, **arguments, force=force, dry_run=dry_run, on_stage=listen
         ).to_dict()  # fmt: skip
-    settings.say_warnings(report["warnings"], quiet=obj["quiet"])
+    settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]
     answer = {"command": "pack", "ok": True, **report}
-    click.echo(json.dumps(answer) if as_json else "\n".join(pack_lines(answer)))
+    write_json(answer) if as_json else click.echo("\n".join(pack_lines(answer)))
+
+
+def _refuse_early(checkpoints: tuple[str, ...], outputs: tuple[str, ...], *, force: bool) -> None:
+    """Find what can be found wrong before torch is loaded, which takes seconds."""
+    for output in outputs:
+        artifact_format(output)
+    Staging([Path(output) for output in outputs], force=force)
+    find_checkpoints(checkpoints)

@@ -1,12 +1,18 @@
-"""Progress of the long steps: a line that moves on a terminal's stderr, nothing anywhere else."""
+"""Progress of the long steps: a line that moves on a terminal's stderr, lines with `-v`, nothing otherwise."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
+
+OnStage = Callable[[str, int, int], None]
+
 _WORDS = {
+    "import": "loading torch",
     "load": "reading checkpoints",
     "capture": "exporting one member",
     "batch": "batching",
@@ -17,23 +23,38 @@ _WORDS = {
     "loop": "running the members one by one",
     "write": "putting the files in place",
     "prepare": "preparing the alternatives",
+    "start": "starting one process an alternative",
     "measure": "measuring",
 }
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress(*, verbose: bool, quiet: bool) -> Iterator[OnStage]:
     """Yield a listener `(stage, done, total)`."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not (verbose or sys.stderr.isatty()):
         yield lambda stage, done, total: None
-        return
-    from rich.console import Console
+    elif verbose:
+        yield _listing()
+    else:
+        from rich.console import Console
 
-    console = Console(stderr=True)
-    with console.status("starting") as status:
+        with Console(stderr=True).status("starting") as status:
+            yield lambda stage, done, total: status.update(_words(stage, done, total))
 
-        def listen(stage: str, done: int, total: int) -> None:
-            count = f" {done}/{total}" if total else ""
-            status.update(f"{_WORDS.get(stage, stage)}{count}")
 
-        yield listen
+def _listing() -> OnStage:
+    """One line a stage on stderr, with the seconds since the start."""
+    begin = time.perf_counter()
+    last = ""
+
+    def listen(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if stage != last:
+            click.echo(f"{time.perf_counter() - begin:7.1f} s  {_words(stage, 0, 0)}", err=True)
+        last = stage
+
+    return listen
+
+
+def _words(stage: str, done: int, total: int) -> str:
+    return f"{_WORDS.get(stage, stage)}{f' {done}/{total}' if total else ''}"

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ensexport.errors import UsageError
+from ensexport.errors import ConfigError, UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
-from ensexport.spec import Tolerance
+from ensexport.members.wording import quote_path
+from ensexport.spec import Tolerance, parse_inputs
 
 _PROVIDERS = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "tensorrt", "portable": "cpu"}
 
@@ -19,67 +20,104 @@ class Settings:
     """Merged settings of one command.
 
     Args:
-        typed: Values from the command line by configuration name; None or empty means not given.
+        typed: Values from the command line by parameter name (`model_args`); None or empty means not given.
         config_path: What `--config` named.
         checkpoints: The checkpoint paths: a settings file inside one of them is never obeyed.
+
+    Raises:
+        ConfigError: The settings file cannot be read, or asks for what this version does not do.
+        UsageError: A typed value is malformed.
     """
 
     def __init__(self, typed: Mapping[str, Any], config_path: str | None, checkpoints: Sequence[str]) -> None:
         self.warnings: list[str] = []
-        self.base_dir: Path | None = None
-        file_values: Mapping[str, Any] = {}
-        if config_path is not None:
-            config: Config | None = load_config(config_path)
-        else:
-            found = find_config(Path.cwd(), checkpoint_paths=checkpoints)
-            config = found.config
-            self.warnings += [found.warning] if found.warning else []
-        if config is not None:
-            file_values = config.values
-        given = {name: list(v) if isinstance(v, tuple) else v for name, v in typed.items() if v not in (None, ())}
-        if config is not None and "model" not in given:
-            self.base_dir = config.path.parent
-        self.values: dict[str, Any] = {**file_values, **given}
+        config = load_config(config_path) if config_path is not None else self._found(checkpoints)
+        named = {name.replace("_", "-"): list(v) if isinstance(v, tuple) else v for name, v in typed.items()}
+        given = {name: value for name, value in named.items() if value not in (None, [])}
+        self.values: dict[str, Any] = {**(config.values if config else {}), **given}
+        self.base_dir = config.path.parent if config and "model" not in given else None
         if isinstance(self.values.get("model-args"), str):
             self.values["model-args"] = parse_model_args(self.values["model-args"])
+        if config is not None:
+            _refuse_what_is_not_there_yet(self.values, config.path)
+
+    def _found(self, checkpoints: Sequence[str]) -> Config | None:
+        found = find_config(Path.cwd(), checkpoint_paths=checkpoints)
+        self.warnings += [found.warning] if found.warning else []
+        return found.config
 
     @property
-    def model(self) -> str:
-        """The architecture.
-
-        Raises:
-            UsageError: None was given.
-        """
-        if "model" not in self.values:
-            raise UsageError(
-                "no architecture is given: a checkpoint holds weights, not code.",
-                hint="Add --model path/to/model.py:Net, or `model = ...` to ensexport.toml.",
-            )
-        return str(self.values["model"])
+    def provider(self) -> str:
+        """Where ONNX files are run."""
+        return _PROVIDERS[self.values.get("target", "portable")]
 
     @property
     def tolerance(self) -> Tolerance:
         """The bound on the error."""
         return Tolerance(self.values.get("atol"), self.values.get("rtol"))
 
-    @property
-    def provider(self) -> str:
-        """Where ONNX files are checked."""
-        return _PROVIDERS[self.values.get("target", "portable")]
-
     def loading(self) -> dict[str, Any]:
-        """The arguments of `load_members` that settings decide."""
-        return {"model": self.model, "model_args": self.values.get("model-args"), "base_dir": self.base_dir}
+        """The arguments of `load_members` that settings decide.
 
-    def check_emit(self) -> None:
-        """Refuse anything but `members`, the one form of output there is so far."""
-        emit = self.values.get("emit", "members")
-        names = [part.strip() for part in emit.split(",")] if isinstance(emit, str) else list(emit)
-        if names != ["members"]:
-            raise UsageError(f"unknown --emit {', '.join(map(str, names))}: expected `members`.")
+        Raises:
+            UsageError: No architecture was given.
+        """
+        if "model" not in self.values:
+            raise UsageError(
+                "no architecture is given: a checkpoint holds weights, not code.",
+                hint="Add --model path/to/model.py:Net, or `model = ...` to ensexport.toml.",
+            )
+        return {
+            "model": str(self.values["model"]),
+            "model_args": self.values.get("model-args"),
+            "base_dir": self.base_dir,
+        }
+
+    def packing(self) -> dict[str, Any]:
+        """The arguments of `pack` that settings decide.
+
+        Raises:
+            UsageError: One is missing, malformed, or asks for what this version does not do.
+        """
+        emit = _texts(self.values.get("emit", "members"))
+        if emit != ["members"]:
+            raise UsageError(f"unknown --emit {', '.join(map(repr, emit))}: expected 'members', all there is so far.")
+        names = _texts(self.values.get("output-names", []))
+        if not all(names):
+            raise UsageError(f"cannot read --output-names {self.values['output-names']!r}: a name is empty.")
+        return {
+            **self.loading(),
+            "inputs": parse_inputs(self.values.get("inputs", ())),
+            "per_member": self.values.get("per-member", ()),
+            "member_axis": self.values.get("member-axis", 0),
+            "opset": self.values.get("opset"),
+            "strategy": self.values.get("strategy", "auto"),
+            "provider": self.provider,
+            "output_names": names or None,
+            "tolerance": self.tolerance,
+        }
 
     def say_warnings(self, more: Sequence[str], *, quiet: bool) -> None:
         """Write warnings to stderr."""
         if not quiet:
             for warning in (*self.warnings, *more):
                 click.echo(f"warning: {warning}", err=True)
+
+
+def _texts(value: str | Sequence[str]) -> list[str]:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+
+
+def _refuse_what_is_not_there_yet(values: Mapping[str, Any], path: Path) -> None:
+    """The settings file may hold names that later versions obey; to ignore one would be a silent lie."""
+    where = quote_path(path)
+    if "dtype" in values:
+        raise ConfigError(
+            f"cannot obey dtype = {values['dtype']!r} in {where}: this version packs members in their own dtype.",
+            hint="Remove that line; convert the checkpoints if you need another dtype.",
+        )
+    if values.get("strategy") == "tune":
+        raise ConfigError(
+            f"cannot obey strategy = 'tune' in {where}: expected 'auto', 'stacked' or 'unrolled'.",
+            hint="This version measures nothing while packing; compare strategies with `ensexport bench`.",
+        )

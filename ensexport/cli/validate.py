@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from ensexport.cli import options
-from ensexport.cli.progress import progress
-from ensexport.cli.root import stdout_for_the_answer
+from ensexport.cli.invocation import Invocation
 from ensexport.cli.settings import Settings
+from ensexport.cli.streams import write_json
 from ensexport.cli.text import members_lines, validation_lines
+from ensexport.members.discovery import find_checkpoints
 from ensexport.spec import artifact_format
 
 
-@click.command("validate", short_help="Compare an artifact with the loop over its checkpoints.")
+@click.command(
+    "validate",
+    short_help="Compare an artifact with the loop over its checkpoints.",
+    epilog=options.example("ensexport validate ensemble.onnx ckpts/ --model model.py:Net"),
+)
 @options.apply(
     options.artifact,
     options.checkpoints,
@@ -28,38 +32,24 @@ from ensexport.spec import artifact_format
     options.as_json,
 )
 @click.pass_obj
-def command(
-    obj: dict[str, bool],
-    /,
-    artifact: str,
-    checkpoints: tuple[str, ...],
-    config: str | None,
-    as_json: bool,
-    **typed: Any,
-) -> None:
-    """Compare ARTIFACT with the loop over the checkpoints CKPTS..., every member, several batch sizes.
-
-    Example: ensexport validate ensemble.onnx ckpts/ --model model.py:Net
-    """
-    settings = Settings({name.replace("_", "-"): value for name, value in typed.items()}, config, checkpoints)
+def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], config: str | None, as_json: bool,
+            **typed: Any) -> None:  # fmt: skip
+    """Compare ARTIFACT with the loop over the checkpoints CKPTS..., every member, several batch sizes."""
+    settings = Settings(typed, config, checkpoints)
+    loading = settings.loading()
     artifact_format(artifact)
-    with stdout_for_the_answer(), progress(quiet=obj["quiet"]) as listen:
+    find_checkpoints(checkpoints)
+    with obj.working() as listen:
         from ensexport.members import load_members
         from ensexport.packing import members_dict
         from ensexport.validation import validate
 
-        members = load_members(list(checkpoints), **settings.loading())
-        report = validate(
-            artifact, members, tolerance=settings.tolerance, provider=settings.provider, on_progress=listen
-        )
-    settings.say_warnings(members.warnings, quiet=obj["quiet"])
-    answer = {
-        "command": "validate",
-        "ok": True,
-        "artifact": artifact,
-        **members_dict(members),
-        "validation": report.to_dict(),
-        "warnings": [*settings.warnings, *members.warnings],
-    }
+        members = load_members(list(checkpoints), **loading, on_progress=lambda _path, *count: listen("load", *count))
+        report = validate(artifact, members, tolerance=settings.tolerance, provider=settings.provider,
+                          on_progress=listen)  # fmt: skip
+    settings.say_warnings(members.warnings, quiet=obj.quiet)
+    warnings = [*settings.warnings, *members.warnings]
+    answer = {"command": "validate", "ok": True, "artifact": artifact, **members_dict(members),
+              "validation": report.to_dict(), "warnings": warnings}  # fmt: skip
     text = "\n".join([*members_lines(answer), *validation_lines(answer["validation"])])
-    click.echo(json.dumps(answer) if as_json else text)
+    write_json(answer) if as_json else click.echo(text)

@@ -64,7 +64,7 @@ def tied_names(module: nn.Module) -> Ties:
 def tensors_outside(module: nn.Module, *, sharing: bool) -> dict[str, torch.Tensor]:
     """Return the buffers and plain tensor attributes that are not in the state dict, by name.
 
-    What the older weight_norm and spectral_norm compute before each forward pass is left out.
+    What hooks compute before each forward pass is left out, see `recomputed_names`.
 
     Args:
         module: Any module.
@@ -79,11 +79,21 @@ def tensors_outside(module: nn.Module, *, sharing: bool) -> dict[str, torch.Tens
     }
 
 
+def recomputed_names(module: nn.Module) -> set[str]:
+    """Return the plain attributes that a hook computes from the parameters before each forward pass.
+
+    Those of `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`: they follow from the state dict.
+    """
+    hooks = module._forward_pre_hooks.values()
+    names = [getattr(hook, attribute, None) for hook in hooks for attribute in ("name", "_tensor_name")]
+    return {name for name in names if isinstance(name, str)}
+
+
 def _all_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every buffer and plain tensor attribute; parameters only where they are not registered."""
     yield from module.named_buffers(remove_duplicate=False)
     for path, part in module.named_modules():
-        recomputed = {getattr(hook, "name", None) for hook in part._forward_pre_hooks.values()}
+        recomputed = recomputed_names(part)
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor) and name not in recomputed:
                 yield f"{path}.{name}" if path else name, value

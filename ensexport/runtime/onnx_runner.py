@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from ensexport.errors import ArtifactError, OpsetError, ProviderError
+from ensexport.errors import ArtifactError, OpsetError, ProviderError, UsageError
 from ensexport.runtime.runner import METADATA_KEY, Array
 
 PROVIDERS = {
@@ -23,6 +26,8 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _NOT_NUMPY = {"tensor(bfloat16)": onnx.TensorProto.BFLOAT16}
+# ONNX Runtime's own words for a file newer than itself (model_load_utils.h and model.cc, 1.24 to 1.31).
+_TOO_NEW = re.compile(r"Unsupported model IR version|under development and support for this is limited")
 
 
 class OnnxRunner:
@@ -47,10 +52,14 @@ class OnnxRunner:
         self._output_types = {value.name: value.type for value in self.session.get_outputs()}
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the session on inputs by name."""
+        """Run the session on inputs by name.
+
+        Raises:
+            UsageError: An array of another dtype is given for a bfloat16 input: its bits would be misread.
+        """
         if not any(kind in _NOT_NUMPY for kind in (*self._input_types.values(), *self._output_types.values())):
             return dict(zip(self._outputs, self.session.run(None, dict(feed)), strict=True))
-        values = {name: _ort_value(array, self._input_types[name]) for name, array in feed.items()}
+        values = {name: _ort_value(name, array, self._input_types.get(name, "")) for name, array in feed.items()}
         results = self.session.run_with_ort_values(None, values)
         return {
             name: _numpy(value, self._output_types[name]) for name, value in zip(self._outputs, results, strict=True)
@@ -71,16 +80,20 @@ def make_session(path: Path, provider: str, options: ort.SessionOptions) -> ort.
             f"{wanted} is not available: this ONNX Runtime offers {', '.join(ort.get_available_providers())}.",
             hint="Install the ONNX Runtime build for that device, or use --target cpu.",
         )
-    if provider != "cpu" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
     try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot load
+            if provider != "cpu" and hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+            session = ort.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:
-        text = str(error).strip()
-        if "opset" in text.lower() or "ir version" in text.lower():
+        text = " ".join(str(error).replace(str(path), path.name).split())
+        too_new = _TOO_NEW.search(text)
+        if too_new is not None:
+            limit = re.search(r"(till opset|max supported IR version:) (\d+)", text)
             raise OpsetError(
-                f"ONNX Runtime {ort.__version__} does not run '{path.name}': {text[:240]}",
-                hint="Use a lower --opset.",
+                f"ONNX Runtime {ort.__version__} does not run '{path.name}', which is of a newer version than it knows"
+                + (f" ({limit[0]})." if limit else f": {text[too_new.start() :][:240]}."),
+                hint="Use a lower --opset, or a newer ONNX Runtime.",
             ) from error
         raise ArtifactError(f"ONNX Runtime cannot load '{path.name}': {text[:400]}") from error
     if session.get_providers()[0] != wanted:
@@ -92,26 +105,39 @@ def make_session(path: Path, provider: str, options: ort.SessionOptions) -> ort.
 
 
 def read_onnx_metadata(path: Path) -> str:
-    """Return the metadata text of an ONNX file without loading its weights."""
+    """Return the metadata text of an ONNX file; external data is not read.
+
+    Raises:
+        ArtifactError: The file is not ONNX.
+    """
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
-        raise ArtifactError(f"cannot read '{path}' as ONNX: {str(error).strip()[:200]}") from error
+        raise ArtifactError(
+            f"cannot read '{path}' as ONNX: {str(error).strip()[:200]}.", hint="Give a file that ensexport packed."
+        ) from error
     return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")
 
 
-def _ort_value(array: Array, kind: str) -> Any:
+def _ort_value(name: str, array: Array, kind: str) -> Any:
     if kind in _NOT_NUMPY:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _NOT_NUMPY[kind])
-    return ort.OrtValue.ortvalue_from_numpy(array)
+        if array.dtype.name != "bfloat16":
+            raise UsageError(f"input '{name}' takes bfloat16, got {array.dtype}.", hint="Cast it.")
+        bits = np.asarray(array, order="C").view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _NOT_NUMPY[kind])
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 def _numpy(value: Any, kind: str) -> Array:
     if kind not in _NOT_NUMPY:
         return value.numpy()  # type: ignore[no-any-return]
-    import ml_dtypes
     import torch
+    from torch.utils.dlpack import from_dlpack
 
-    # OrtValue.numpy() has no bfloat16; DLPack has, and torch reads it.
-    tensor = torch.utils.dlpack.from_dlpack(value.to_dlpack())
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    from ensexport.runtime.torch_runner import array_from_tensor
+
+    # OrtValue.numpy() has no bfloat16; DLPack has, and torch reads it. A copy, since it is ONNX Runtime's memory;
+    # `__dlpack__` is newer than the oldest ONNX Runtime that is supported.
+    capsule = value if hasattr(value, "__dlpack__") else value._ortvalue.to_dlpack()
+    tensor: torch.Tensor = from_dlpack(capsule)
+    return array_from_tensor(tensor.clone())

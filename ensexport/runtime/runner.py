@@ -10,19 +10,29 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ensexport.errors import ArtifactError
+from ensexport.errors import ArtifactError, UsageError
 from ensexport.spec import artifact_format
 
 Array = npt.NDArray[np.generic]
 METADATA_KEY = "ensexport"
 METADATA_FILE = "ensexport.json"
+_PROVIDERS = ("cpu", "cuda", "tensorrt")
+_METADATA = {
+    "n_members": int,
+    "member_axis": int,
+    "inputs": list,
+    "per_member": list,
+    "outputs": list,
+    "dims": dict,
+    "members": list,
+}
 
 
 class Runner(Protocol):
     """A loaded artifact.
 
     Attributes:
-        provider: What runs it, such as `CPUExecutionProvider`, or `torch` for torch's own formats.
+        provider: What runs it, such as `CPUExecutionProvider`, or `torch-cpu` for torch's own formats.
         optimization: ONNX Runtime's graph optimisation level: `all` or `disabled`; empty elsewhere.
     """
 
@@ -45,7 +55,10 @@ def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, 
         ArtifactError: The file cannot be loaded.
         ProviderError: The provider is not there, or another one took its place.
         OpsetError: The runtime does not know the file's opset.
+        UsageError: The suffix or the provider is unknown.
     """
+    if provider not in _PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}: expected one of {', '.join(_PROVIDERS)}.")
     kind = artifact_format(path)
     if kind == "onnx":
         from ensexport.runtime.onnx_runner import OnnxRunner
@@ -74,13 +87,21 @@ def read_metadata(path: Path) -> dict[str, Any]:
         from ensexport.runtime.torch_runner import read_torch_metadata
 
         text = read_torch_metadata(path)
+    hint = "Give a file that ensexport packed."
+    if not text:
+        raise ArtifactError(f"cannot use '{path}': it carries no ensexport metadata.", hint=hint)
     try:
-        metadata = json.loads(text or "")
+        metadata = json.loads(text)
     except ValueError as error:
+        raise ArtifactError(f"cannot use '{path}': its ensexport metadata is no JSON.", hint=hint) from error
+    values = metadata if isinstance(metadata, dict) else {}
+    for name, kind_of_value in _METADATA.items():
+        if type(values.get(name)) is not kind_of_value:
+            raise ArtifactError(f"cannot use '{path}': its ensexport metadata has no usable '{name}'.", hint=hint)
+    if len(values["members"]) != values["n_members"]:
         raise ArtifactError(
-            f"cannot use '{path}': it carries no ensexport metadata.",
-            hint="Give a file that ensexport packed.",
-        ) from error
-    if not isinstance(metadata, dict) or "n_members" not in metadata:
-        raise ArtifactError(f"cannot use '{path}': its ensexport metadata is incomplete.")
-    return metadata
+            f"cannot use '{path}': its ensexport metadata names {len(values['members'])} members, and counts "
+            f"{values['n_members']}.",
+            hint=hint,
+        )
+    return values

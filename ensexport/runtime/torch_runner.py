@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,10 @@ class _TorchRunner:
     def __init__(self, path: Path, *, provider: str, output_names: tuple[str, ...]) -> None:
         self._device = torch.device("cpu" if provider == "cpu" else "cuda")
         if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise ProviderError("torch sees no CUDA device.", hint="Use --target cpu to check the file on the CPU.")
+            raise ProviderError(
+                f"cannot run '{path.name}' on {provider}: torch sees no CUDA device.",
+                hint="Use --target cpu to check the file on the CPU.",
+            )
         self.provider = f"torch-{self._device.type}"
         self._names = output_names
         self._program = self._load(path)
@@ -37,6 +42,11 @@ class _TorchRunner:
         with torch.no_grad():
             result = self._program(*tensors)
         results = result if isinstance(result, tuple | list) else (result,)
+        if len(results) != len(self._names):
+            raise ArtifactError(
+                f"the file returns {len(results)} outputs: expected {len(self._names)} ({', '.join(self._names)}).",
+                hint="Pack again.",
+            )
         return {name: array_from_tensor(value) for name, value in zip(self._names, results, strict=True)}
 
 
@@ -48,8 +58,8 @@ class ScriptRunner(_TorchRunner):
             warnings.simplefilter("ignore")  # torch.jit is deprecated in favour of torch.export
             try:
                 return torch.jit.load(str(path), map_location=self._device)  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                raise ArtifactError(f"torch.jit.load cannot read '{path}': {str(error).strip()[:200]}") from error
+            except Exception as error:
+                raise _unreadable("torch.jit.load", path, error) from error
 
 
 class ExportedRunner(_TorchRunner):
@@ -61,25 +71,32 @@ class ExportedRunner(_TorchRunner):
             try:
                 module = torch.export.load(str(path)).module()
             except Exception as error:
-                raise ArtifactError(f"torch.export.load cannot read '{path}': {str(error).strip()[:200]}") from error
+                raise _unreadable("torch.export.load", path, error) from error
         return module.to(self._device)
 
 
-def read_torch_metadata(path: Path) -> str:
-    """Return the metadata text of a TorchScript or `.pt2` file. Reads the archive only: no code of it runs."""
-    import zipfile
+def _unreadable(loader: str, path: Path, error: Exception) -> ArtifactError:
+    text = " ".join(str(error).replace(str(path), path.name).split())[:200]
+    return ArtifactError(f"{loader} cannot read '{path.name}': {text}", hint="Give a file that ensexport packed.")
 
+
+def read_torch_metadata(path: Path) -> str:
+    """Return the metadata text of a TorchScript or `.pt2` file. Reads the archive only: no code of it runs.
+
+    Raises:
+        ArtifactError: The file is no such archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((n for n in archive.namelist() if n.endswith(f"extra/{METADATA_FILE}")), None)
             return "" if name is None else archive.read(name).decode()
-    except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"cannot read '{path}': {error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error, OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"cannot read '{path}': {error}.", hint="Give a file that ensexport packed.") from error
 
 
 def array_from_tensor(tensor: torch.Tensor) -> Array:
     """Return a tensor's values as a NumPy array on the CPU; bfloat16 as `ml_dtypes.bfloat16`."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
@@ -87,6 +104,8 @@ def array_from_tensor(tensor: torch.Tensor) -> Array:
 
 def tensor_from_array(array: Array) -> torch.Tensor:
     """The inverse of `array_from_tensor`."""
+    # Not np.ascontiguousarray, which gives a scalar an axis. A copy where torch would warn of a read-only array.
+    array = np.array(array, order="C", copy=None if array.flags.writeable else True)
     if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

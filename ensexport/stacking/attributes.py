@@ -1,12 +1,15 @@
 """Do two modules differ in anything that is not a parameter or buffer?
 
 `torch.func.functional_call` runs one module's code for all members, so a scale, an eps or a plain tensor that
-differs between members would silently be taken from the first. Such members are refused instead.
+differs between members would silently be taken from the first. Such members are refused instead. Where it is
+unknown how to compare two values, they count as different: a refusal can be argued with, a wrong result cannot.
 """
 
 from __future__ import annotations
 
 import types
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,72 +17,160 @@ import numpy as np
 import torch
 from torch import nn
 
-_IGNORED = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-_MAX_DEPTH = 6
+from ensexport.members.rebuilding import recomputed_names
+from ensexport.members.tensors import same_bytes
+
+_MODULE_FIELDS = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+# What nn.LSTM and its kin derive from their parameters, and where transformers notes which folder a model came from.
+_DERIVED = {"_flat_weights", "_flat_weight_refs"}
+_ORIGIN = {"name_or_path", "_name_or_path"}
+_NOT_OF_THE_CLASS = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__"}
+_MISSING = object()
+
+Difference = tuple[str, Any, Any]
 
 
-def differing_attributes(first: nn.Module, other: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+def differing_attributes(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
     """Yield `(dotted name, value in first, value in other)` for each plain attribute that differs.
 
-    Parameters, buffers and the training flag are not looked at; sub-modules are compared with each other.
+    Parameters, buffers and the training flag are not looked at; sub-modules are compared with each other, and so are
+    forward hooks. A module that is not registered (in a plain list, say) is compared with its weights.
     """
-    yield from _modules(first, other, "")
+    yield from _Comparison(first, other).modules(first, other, "", with_tensors=False)
 
 
-def _modules(first: nn.Module, other: nn.Module, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    if type(first).__qualname__ != type(other).__qualname__:
-        yield prefix.rstrip(".") or "the module", type(first).__qualname__, type(other).__qualname__
-        return
-    left, right = _plain(first), _plain(other)
-    for name in sorted(left.keys() | right.keys()):
-        missing = object()
-        a, b = left.get(name, missing), right.get(name, missing)
-        if a is missing or b is missing:
-            yield prefix + name, None if a is missing else a, None if b is missing else b
-        elif not _equal(a, b, 0):
-            yield prefix + name, a, b
-    children, others = dict(first.named_children()), dict(other.named_children())
-    for name in sorted(children.keys() | others.keys()):
-        if name in children and name in others:
-            yield from _modules(children[name], others[name], f"{prefix}{name}.")
-        else:
-            yield prefix + name, children.get(name), others.get(name)
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """What `module` itself holds beside its parameters, buffers, sub-modules and hooks."""
+    left_out = _MODULE_FIELDS | _ORIGIN | recomputed_names(module)
+    if isinstance(module, nn.RNNBase):
+        left_out |= _DERIVED
+    return {name: value for name, value in vars(module).items() if name not in left_out}
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    # What the older weight_norm and spectral_norm compute before each call follows from the parameters.
-    recomputed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name not in _IGNORED | recomputed and not (name.startswith("_") and name.endswith("_hooks"))
-    }
+class _Comparison:
+    """Compares what two modules hold; remembers what it has compared, so that cycles end."""
+
+    def __init__(self, first: nn.Module, other: nn.Module) -> None:
+        self._path = {id(part): path for module in (first, other) for path, part in module.named_modules()}
+        self._seen: set[tuple[int, int]] = set()
+        self._alive: list[Any] = []  # an id is only unique as long as its object lives
+
+    def modules(self, first: nn.Module, other: nn.Module, prefix: str, *, with_tensors: bool) -> Iterator[Difference]:
+        if not self._same_class(type(first), type(other)):
+            yield prefix.rstrip(".") or "the module", type(first), type(other)
+            return
+        left, right = plain_attributes(first), plain_attributes(other)
+        for name in _HOOKS:
+            left[name], right[name] = list(getattr(first, name).values()), list(getattr(other, name).values())
+        if with_tensors:
+            left |= first._parameters | first._buffers
+            right |= other._parameters | other._buffers
+        for name in sorted(left.keys() | right.keys()):
+            a, b = left.get(name, _MISSING), right.get(name, _MISSING)
+            if a is _MISSING or b is _MISSING:
+                yield prefix + name, None if a is _MISSING else a, None if b is _MISSING else b
+            elif not self.equal(a, b):
+                yield prefix + name, a, b
+        for name in sorted(first._modules.keys() | other._modules.keys()):
+            child, counterpart = first._modules.get(name), other._modules.get(name)
+            if child is not None and counterpart is not None:
+                yield from self.modules(child, counterpart, f"{prefix}{name}.", with_tensors=with_tensors)
+            elif child is not counterpart:
+                yield prefix + name, child, counterpart
+
+    def _compared(self, a: Any, b: Any) -> bool:
+        """True if this pair was met before; it is now."""
+        before = (id(a), id(b)) in self._seen
+        self._seen.add((id(a), id(b)))
+        self._alive.append((a, b))
+        return before
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """True if nothing could tell `a` from `b` in a forward pass."""
+        if isinstance(a, type) and isinstance(b, type):
+            return self._same_class(a, b)
+        if a is b or self._compared(a, b):
+            return True
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return _same_tensor(a, b)
+        if isinstance(a, nn.Module) and isinstance(b, nn.Module):
+            return self._same_module(a, b)
+        return self._same_class(type(a), type(b)) and self._same_value(a, b)
+
+    def _same_value(self, a: Any, b: Any) -> bool:  # noqa: PLR0911 - one line a kind of value
+        if isinstance(a, int | float | complex | str | bytes):
+            return bool(a == b) or bool(a != a and b != b)  # noqa: PLR0124 - NaN equals NaN here
+        if isinstance(a, dict | types.MappingProxyType):
+            keys, others = ({key for key in value if key not in _ORIGIN} for value in (a, b))
+            return keys == others and all(self.equal(a[key], b[key]) for key in keys)
+        if isinstance(a, list | tuple | deque):
+            return len(a) == len(b) and all(self.equal(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, set | frozenset):
+            return bool(a == b)
+        if isinstance(a, types.FunctionType):
+            return a.__code__ == b.__code__ and self.equal(enclosed(a), enclosed(b)) and a.__globals__ is b.__globals__
+        if isinstance(a, types.MethodType):
+            return self.equal(a.__func__, b.__func__) and self.equal(a.__self__, b.__self__)
+        if isinstance(a, staticmethod | classmethod):
+            return self.equal(a.__func__, b.__func__)
+        if isinstance(a, property):
+            return self.equal([a.fget, a.fset], [b.fget, b.fset])
+        if isinstance(a, weakref.ref):
+            return self.equal(a(), b())
+        if isinstance(a, np.ndarray):
+            if a.dtype != b.dtype or a.shape != b.shape:
+                return False
+            return self.equal(a.tolist(), b.tolist()) if a.dtype.hasobject else a.tobytes() == b.tobytes()
+        return self._same_object(a, b)
+
+    def _same_object(self, a: Any, b: Any) -> bool:
+        """Compare by what pickling would save; by `==` what cannot be pickled, such as a lock or a generator."""
+        try:
+            left, right = a.__reduce_ex__(4), b.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001 - a class may refuse with whatever it likes
+            return bool(a == b)
+        if isinstance(left, str) or isinstance(right, str):
+            return bool(left == right)
+        return self.equal([_materialised(part) for part in left], [_materialised(part) for part in right])
+
+    def _same_module(self, a: nn.Module, b: nn.Module) -> bool:
+        if id(a) in self._path or id(b) in self._path:
+            return self._path.get(id(a)) == self._path.get(id(b))  # its own turn comes, or came
+        return next(self.modules(a, b, "", with_tensors=True), None) is None
+
+    def _same_class(self, a: type, b: type) -> bool:
+        """True for one class, and for two that one piece of code made, with the same values in it.
+
+        A class statement in a function makes a new class at each call, and so does `torch.nn.utils.parametrize`.
+        """
+        if a is b:
+            return True
+        if (a.__qualname__, a.__module__, len(a.__mro__)) != (b.__qualname__, b.__module__, len(b.__mro__)):
+            return False
+        if self._compared(a, b):
+            return True
+        left, right = (
+            {name: value for name, value in vars(kind).items() if name not in _NOT_OF_THE_CLASS} for kind in (a, b)
+        )
+        return self.equal(list(a.__bases__), list(b.__bases__)) and self.equal(left, right)
 
 
-def _equal(a: Any, b: Any, depth: int) -> bool:  # noqa: PLR0911 - one line a kind of value
-    if a is b or depth > _MAX_DEPTH:
-        return True
-    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        same_kind = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        return same_kind and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-    if type(a) is not type(b):
+def enclosed(function: types.FunctionType) -> list[Any]:
+    """What a function brings along: the variables of its closure, and its default arguments."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if (a.shape, a.dtype, a.layout, a.is_meta) != (b.shape, b.dtype, b.layout, b.is_meta):
         return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key], depth + 1) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_equal(x, y, depth + 1) for x, y in zip(a, b, strict=True))
-    if isinstance(a, types.FunctionType):
-        return a.__code__ == b.__code__ and _equal(_closure(a), _closure(b), depth + 1)
-    if isinstance(a, types.MethodType):
-        return a.__func__ is b.__func__
-    if isinstance(a, nn.Module):
-        return next(_modules(a, b, ""), None) is None
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if "__eq__" in {name for kind in type(a).__mro__[:-1] for name in vars(kind)}:
-        return bool(a == b) or (isinstance(a, float) and a != a and b != b)  # noqa: PLR0124 - NaN equals NaN here
-    return _equal(vars(a), vars(b), depth + 1) if hasattr(a, "__dict__") else True
+    if a.is_meta:
+        return True
+    if a.is_quantized:
+        return torch.equal(a, b)
+    return same_bytes(a, b) if a.layout is torch.strided else same_bytes(a.to_dense(), b.to_dense())
 
 
-def _closure(function: types.FunctionType) -> list[Any]:
-    return [cell.cell_contents for cell in function.__closure__ or ()]
+def _materialised(part: Any) -> Any:
+    return list(part) if isinstance(part, Iterator) else part

@@ -34,13 +34,18 @@ def run_member(module: nn.Module, feed: Feed, *, dtype: torch.dtype | None = Non
 
     Args:
         module: The member; moved to `dtype` in place when one is given.
-        feed: Its inputs; floating ones are cast to `dtype` likewise.
-        dtype: None keeps weights and inputs as they are; float64 is what judging uses.
+        feed: Its inputs; floating ones are cast to `dtype` likewise. They are copied, not written to.
+        dtype: None keeps weights and inputs as they are; float64 is what judging uses. Complex tensors become the
+            complex dtype of that precision.
+
+    Raises:
+        ModelInputError: The inputs do not fit the model's `forward`.
+        ModelOutputError: The model returns something that is not made of tensors.
     """
-    tensors = list(feed.values())
+    tensors = [_as_dtype(tensor, dtype).clone() for tensor in feed.values()]  # a model may write to its inputs
     if dtype is not None:
-        module = module.to(dtype)
-        tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+        # Not `.to(dtype)`, which would drop the imaginary part of complex weights.
+        module = module._apply(lambda tensor: _as_dtype(tensor, dtype))  # type: ignore[no-untyped-call]
     with torch.no_grad(), _default_dtype(dtype):
         return flatten_outputs(bind_inputs(module, list(feed)).call(module, tensors))
 
@@ -58,6 +63,12 @@ def run_members(
     for member_index in range(len(source)):
         module = source.build(member_index)
         yield [run_member(module, feed, dtype=dtype) for feed in feeds[member_index]]
+
+
+def _as_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
 @contextlib.contextmanager

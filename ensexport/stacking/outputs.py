@@ -6,8 +6,10 @@ list of named outputs. The names are part of the contract, so they are made in t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -26,25 +28,30 @@ def flatten_outputs(value: Any) -> dict[str, torch.Tensor]:
     Raises:
         ModelOutputError: A leaf is neither a tensor nor None, or there is no tensor at all.
     """
-    by_stem: dict[str, list[torch.Tensor]] = {}
-    for path, leaf in _leaves(value, ()):
+    found = [("_".join(path) or _UNNAMED, leaf) for path, leaf in _leaves(value, ())]
+    for stem, leaf in found:
         if not isinstance(leaf, torch.Tensor):
-            raise ModelOutputError(
-                f"the model returns a {type(leaf).__name__} ({leaf!r:.60}) as {'_'.join(path) or _UNNAMED!r}: "
-                "expected tensors (nested in tuples, lists, dicts or dataclasses).",
-                hint="Return a tensor there, or None to leave it out.",
-            )
-        by_stem.setdefault("_".join(path) or _UNNAMED, []).append(leaf)
-    if not by_stem:
+            raise not_a_tensor(leaf, f" as {stem!r}")
+    if not found:
         raise ModelOutputError("the model returns no tensor.", hint="Return at least one tensor from forward.")
+    counts, used = Counter(stem for stem, _ in found), Counter[str]()
     named: dict[str, torch.Tensor] = {}
-    for stem, tensors in by_stem.items():
-        for index, tensor in enumerate(tensors):
-            name = stem if len(tensors) == 1 else f"{stem}_{index}"
-            while name in named:
-                name += "_"
-            named[name] = tensor
+    for stem, leaf in found:
+        name = stem if counts[stem] == 1 else f"{stem}_{used[stem]}"
+        used[stem] += 1
+        while name in named or (name != stem and name in counts):
+            name += "_"
+        named[name] = leaf
     return named
+
+
+def not_a_tensor(leaf: Any, where: str = "") -> ModelOutputError:
+    """The error for something in a model's output that is no tensor."""
+    return ModelOutputError(
+        f"the model returns a {type(leaf).__name__} ({leaf!r:.60}){where}: "
+        "expected tensors (nested in tuples, lists, dicts or dataclasses).",
+        hint="Return a tensor there, or None to leave it out.",
+    )
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
@@ -72,18 +79,26 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield path, value
 
 
-def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Return `value` with `function` applied to each leaf of type `kind`, containers kept as they are."""
-    if isinstance(value, kind):
-        return function(value)
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return `value` with `function` applied to each leaf, None included; containers are kept as they are.
+
+    Containers are copied, not built anew: neither `__init__` nor a factory of default values gets in the way.
+    """
     if isinstance(value, Mapping):
-        mapped = {key: map_leaves(child, kind, function) for key, child in value.items()}
-        return mapped if type(value) is dict else type(value)(**mapped)
+        mapped = {key: map_leaves(child, function) for key, child in value.items()}
+        if type(value) is dict or not isinstance(value, MutableMapping):
+            return mapped
+        copied: Any = copy.copy(value)
+        for key, child in mapped.items():  # not update(): transformers' ModelOutput refuses it
+            copied[key] = child
+        return copied
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_leaves(child, kind, function) for child in value))
+        return type(value)._make(map_leaves(child, function) for child in value)  # type: ignore[attr-defined]
     if isinstance(value, tuple | list):
-        return type(value)(map_leaves(child, kind, function) for child in value)
+        return type(value)(map_leaves(child, function) for child in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        children = _fields(value) or {}
-        return type(value)(**{key: map_leaves(child, kind, function) for key, child in children.items()})
-    return value
+        copied = copy.copy(value)
+        for name, child in (_fields(value) or {}).items():
+            object.__setattr__(copied, name, map_leaves(child, function))
+        return copied
+    return function(value)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ensexport.errors import StackError
-
-_MAX_DEPTH = 6
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -24,10 +23,10 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 def meta_copy(module: nn.Module) -> nn.Module:
     """Return a copy of `module` whose parameters and buffers are on meta: the code without the weights.
 
-    Ties are kept. Nothing of the weights is copied.
+    Ties are kept. Nothing of the weights is copied. The copy is in eval mode.
 
     Raises:
-        StackError: A plain attribute holds a parameter or buffer, so that overriding by name would miss it.
+        StackError: The module cannot be copied, because of an open file, say.
     """
     memo: dict[int, Any] = {}
     for tensor in named_tensors(module).values():
@@ -38,36 +37,24 @@ def meta_copy(module: nn.Module) -> nn.Module:
             # deepcopy refuses tensors with a history, such as the weight that weight_norm computed last.
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    base = copy.deepcopy(module, memo).eval()
-    for path, part in base.named_modules():
-        for name, value in vars(part).items():
-            if name not in ("_parameters", "_buffers", "_modules") and _holds_meta(value, 0):
-                raise StackError(
-                    f"cannot stack: attribute '{f'{path}.{name}'.lstrip('.')}' holds a parameter or buffer that "
-                    "is registered elsewhere in the module, which stacking by name would miss.",
-                    hint="Register it under that name too (assign the Parameter itself to an attribute).",
-                )
-    return base
-
-
-def _holds_meta(value: Any, depth: int) -> bool:
-    if isinstance(value, torch.Tensor):
-        return value.is_meta
-    if depth > _MAX_DEPTH or isinstance(value, nn.Module):
-        return False
-    if isinstance(value, dict):
-        return any(_holds_meta(child, depth + 1) for child in value.values())
-    if isinstance(value, list | tuple | set):
-        return any(_holds_meta(child, depth + 1) for child in value)
-    return False
+            if isinstance(value, ModuleType):  # `self.F = torch.nn.functional`: deepcopy refuses it too
+                memo[id(value)] = value
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except Exception as error:
+        raise StackError(
+            f"cannot stack: {type(module).__name__} cannot be copied: {type(error).__name__}: {error}",
+            hint="Remove what it holds beside its weights and configuration.",
+        ) from error
 
 
 def assign_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Put `tensor` in the place of the parameter or buffer `name`, keeping which of the two it is."""
+    """Put `tensor` in the place of the parameter or buffer `name`; a parameter must be a `Parameter`."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        assert isinstance(tensor, nn.Parameter)
+        owner._parameters[leaf] = tensor
     else:
         owner._buffers[leaf] = tensor
 
@@ -76,18 +63,22 @@ def register_like(target: nn.Module, source: nn.Module, name: str, value: Any) -
     """Register `value` in `target` under the dotted `name`, as the parameter or buffer it is in `source`.
 
     Plain containers are made for the path. Names are written directly into them: a member may well have a
-    parameter called like a method of `nn.Module`.
+    parameter or sub-module called like an attribute of `target`.
     """
     path, _, leaf = name.rpartition(".")
-    original = source
     for part in path.split(".") if path else ():
-        original = original.get_submodule(part)
-        if part not in target._modules:
-            target._modules[part] = nn.Module()
-        target = target.get_submodule(part)
-    if leaf in original._parameters:
+        source = _child(source, part)
+        target._modules.setdefault(part, nn.Module())
+        target = _child(target, part)
+    if leaf in source._parameters:
         target._parameters[leaf] = value
         return
     target._buffers[leaf] = value
-    if leaf in original._non_persistent_buffers_set:
+    if leaf in source._non_persistent_buffers_set:
         target._non_persistent_buffers_set.add(leaf)
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    child = module._modules[name]
+    assert child is not None
+    return child

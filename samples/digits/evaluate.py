@@ -1,17 +1,16 @@
 """Accuracy of each member and of the ensemble, from the ONNX file alone: no torch, no ensexport."""
 
-import sys
-from pathlib import Path
+import argparse
 
 import numpy as np
 import onnxruntime as ort
 from data import load
 
 
-def main(path: str = "ensemble.onnx") -> None:
+def main(path: str) -> None:
     """Print the accuracies."""
-    _, _, images, labels = (tensor.numpy() for tensor in load())
-    session = ort.InferenceSession(str(Path(__file__).parent / path), providers=["CPUExecutionProvider"])
+    _, _, images, labels = load()
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"x": images})  # (N, B, 10)
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities = (exponentials / exponentials.sum(axis=-1, keepdims=True)).mean(axis=0)
@@ -23,4 +22,6 @@ def main(path: str = "ensemble.onnx") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", nargs="?", default="ensemble.onnx", help="the ONNX file")
+    main(parser.parse_args().path)

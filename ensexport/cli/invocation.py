@@ -1,0 +1,52 @@
+"""What one run of the command line knows of itself: the root options, and how to do long work under them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ensexport.cli.interrupts import Interrupts
+from ensexport.cli.progress import OnStage, progress
+from ensexport.cli.streams import stdout_for_the_answer
+
+
+@dataclass
+class Invocation:
+    """One run.
+
+    Attributes:
+        verbose: `-v`: say the stages, one a line.
+        quiet: `-q`: errors only.
+        debug: `--debug`: show the traceback of an error.
+        interrupts: The signals that arrived.
+    """
+
+    verbose: bool = False
+    quiet: bool = False
+    debug: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[OnStage]:
+        """Keep stdout clean and show progress while a command works.
+
+        Yields:
+            A listener `(stage, done, total)` for the library.
+        """
+        with stdout_for_the_answer(), warnings.catch_warnings(), self._progress() as show:
+            if self.quiet:
+                warnings.simplefilter("ignore")
+
+            def listen(stage: str, done: int, total: int) -> None:
+                self.interrupts.check()
+                if stage == "write":
+                    self.interrupts.hold()
+                show(stage, done, total)
+
+            listen("import", 0, 0)
+            yield listen
+
+    def _progress(self) -> contextlib.AbstractContextManager[OnStage]:
+        return progress(verbose=self.verbose, quiet=self.quiet)

@@ -1,0 +1,82 @@
+"""The processes that hold the alternatives, and the arithmetic of a row."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensexport.bench.measure import BenchError, Worker, measure, summarise
+from ensexport.errors import ArtifactError, UsageError
+from tests.cli.projects import X, run
+
+
+def test_a_ratio_is_the_median_over_the_rounds():
+    packed = np.array([1.0, 2.0, 4.0, 1.0, 2.0])
+    row = summarise("loop", 3 * packed, packed)
+    assert (row.alternative, row.median_ms, row.ratio, row.ratio_low, row.ratio_high) == ("loop", 6000, 3, 3, 3)
+    # The machine was busy in one round: its ratio is one of five, not a part of a sum.
+    row = summarise("loop", np.array([3.0, 6.0, 400.0, 3.0, 6.0]), packed)
+    assert row.ratio == 3
+    assert row.ratio_low == 3
+    assert row.ratio_high == 100
+
+
+@pytest.fixture
+def job(project):
+    """A job for a packed `.onnx` file."""
+    assert run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.onnx").exit_code == 0
+    return {
+        "kind": "packed", "path": str(project / "e.onnx"), "provider": "cpu", "outputs": ["output"], "inputs": ["x"],
+        "per_member": [], "n_members": 3, "threads": 2, "member_paths": ["nowhere.onnx"] * 3,
+    }  # fmt: skip
+
+
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_is_stopped_between_requests_and_gone_afterwards(job, tmp_path):
+    feed = {"x": np.ones((2, 4), dtype=np.float32)}
+    with Worker(job, tmp_path) as worker, Worker({**job, "kind": "packed again"}, tmp_path) as again:
+        pids = [worker._process.pid, again._process.pid]
+        worker.wait_ready()
+        again.wait_ready()
+        rows = measure([worker, again], feed, blocks=3)
+        assert [state_of(pid) for pid in pids] == ["T", "T"]
+    assert [row.alternative for row in rows] == ["packed", "packed again"]
+    assert (rows[0].ratio, rows[1].ratio > 0) == (1, True)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_an_error_in_the_process_keeps_its_class(job, tmp_path):
+    with Worker({**job, "kind": "loop"}, tmp_path) as worker, pytest.raises(ArtifactError, match=r"nowhere\.onnx"):
+        worker.wait_ready()
+
+
+def test_a_run_that_fails_names_the_alternative_and_the_reason(job, tmp_path):
+    with Worker(job, tmp_path) as worker:
+        worker.wait_ready()
+        with pytest.raises(BenchError, match=r"'packed' fails when it is run: .*InvalidArgument"):
+            measure([worker], {"x": np.ones((2, 5), dtype=np.float32)}, blocks=3)
+
+
+def test_a_process_that_dies_is_named_with_its_exit_code(job, tmp_path):
+    with Worker(job, tmp_path) as worker:
+        worker.wait_ready()
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(BenchError, match="the process of 'packed' ended with -9"):
+            measure([worker], {"x": np.ones((2, 4), dtype=np.float32)}, blocks=3)
+
+
+def test_an_unknown_alternative_is_refused():
+    from ensexport.bench.names import check_alternative
+
+    check_alternative("torchscript", "e.onnx")
+    with pytest.raises(UsageError, match=r"unknown alternative 'torchscript': expected one of 'loop', .*'onnx'"):
+        check_alternative("torchscript", "e.ts")

@@ -1,0 +1,59 @@
+"""`bench` end to end; what it measures is tested in tests/bench."""
+
+import pytest
+
+from ensexport.bench.names import DEFAULT_ALTERNATIVES
+from tests.cli.projects import X, run
+
+MODEL = ("--model", "model.py:Net")
+
+
+@pytest.fixture
+def packed(project):
+    assert run("pack", "ckpts", *MODEL, "--input", X, "--per-member", "x", "-o", "e.ts").exit_code == 0
+    return project
+
+
+def test_a_speedup_that_is_not_reached_is_exit_5_and_one_object(packed):
+    result = run("bench", "e.ts", "ckpts", *MODEL, "--batch", "2", "--blocks", 3, "--min-speedup", "1e6:onnx", "--json")
+    error = result.error
+    assert (result.exit_code, error["code"]) == (5, "E_SPEEDUP")
+    assert "times as fast as 'onnx' at batch 2" in error["message"]
+    assert "at least 1e+06" in error["message"]
+    rows = {row["alternative"]: row for row in error["results"]}
+    assert set(rows) == {"packed", "packed again", *DEFAULT_ALTERNATIVES, "onnx"}
+    assert set(rows["loop"]) == {"batch", "alternative", "median_ms", "ratio", "ratio_low", "ratio_high"}
+    assert error["left_out"] == {}
+    assert {"processor", "threads", "provider", "torch", "onnxruntime", "method"} <= set(error["environment"])
+
+
+def test_another_number_of_members_is_said(packed):
+    result = run("bench", "e.ts", "ckpts/m0.pt", *MODEL, "--json")
+    assert result.exit_code == 3
+    assert "holds 3 members, and 1 checkpoints" in result.error["message"]
+
+
+BAD = {
+    "batch-0": (("--batch", "0"), "'0'"),
+    "batch-text": (("--batch", "1,"), "'1,'"),
+    "batch-unicode": (("--batch", "²"), "'²'"),
+    "blocks": (("--blocks", "2"), "x>=3"),
+    "speedup-text": (("--min-speedup", "fast"), "'fast'"),
+    "speedup-nan": (("--min-speedup", "nan"), "'nan'"),
+    "speedup-0": (("--min-speedup", "0"), "'0'"),
+    "alternative": (("--min-speedup", "2:lop"), "'lop'"),
+    "own-format": (("--min-speedup", "2:torchscript"), "'torchscript'"),
+}
+
+
+@pytest.mark.parametrize(("options", "fact"), BAD.values(), ids=BAD)
+def test_a_bad_option_is_refused_at_once(project, options, fact):
+    result = run("bench", "e.ts", "ckpts", *MODEL, *options, "--json")
+    assert result.exit_code == 2
+    assert fact in result.error["message"]
+
+
+def test_a_missing_artifact(project):
+    result = run("bench", "e.onnx", "ckpts", *MODEL)
+    assert result.exit_code == 3
+    assert "e.onnx" in result.err

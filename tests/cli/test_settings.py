@@ -1,0 +1,118 @@
+"""The settings file: found from the current directory upwards, typed options win, nothing is ignored in silence."""
+
+import json
+
+import pytest
+import torch
+
+from ensexport.cli.settings import Settings
+from ensexport.errors import ConfigError, UsageError
+from tests.cli.projects import X, load_script, run
+
+SETTINGS = f"""
+model = "model.py:Net"
+inputs = ["{X}"]
+per-member = ["x"]
+member-axis = 1
+output-names = "logits"
+rtol = 1e-4
+[model-args]
+width = 8
+"""
+
+
+def settings(text, typed=(), checkpoints=("ckpts",)):
+    with open("ensexport.toml", "w") as file:
+        file.write(text)
+    return Settings(dict(typed), None, checkpoints)
+
+
+def test_a_bare_command_takes_all_from_the_file(project):
+    (project / "ensexport.toml").write_text(SETTINGS)
+    answer = run("pack", "ckpts", "-o", "e.ts", "--json").answer
+    assert answer["ok"] is True
+    assert answer["validation"]["tolerance"] == 1e-4
+    assert {check["output"] for check in answer["validation"]["checks"]} == {"logits"}
+    assert load_script("e.ts")(torch.zeros(3, 5, 4)).shape == (5, 3, 3)
+
+
+def test_paths_in_the_file_are_relative_to_it(project, monkeypatch):
+    (project / "ensexport.toml").write_text(SETTINGS)
+    (project / "below").mkdir()
+    monkeypatch.chdir(project / "below")
+    assert run("pack", "../ckpts", "-o", "e.ts").exit_code == 0
+
+
+def test_what_is_typed_wins(project):
+    merged = settings(SETTINGS, {"model": "other.py:Net", "member_axis": 0, "rtol": 0.5, "inputs": ("x:float32[2]",)})
+    assert merged.loading() == {"model": "other.py:Net", "model_args": {"width": 8}, "base_dir": None}
+    packing = merged.packing()
+    assert (packing["member_axis"], packing["tolerance"].rtol) == (0, 0.5)
+    assert [str(spec) for spec in packing["inputs"]] == ["x:float32[2]"]
+
+
+def test_a_file_among_the_checkpoints_is_not_obeyed_but_warned_of(project):
+    (project / "ckpts" / "ensexport.toml").write_text('model = "evil.py:Net"')
+    result = run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts", "--json")
+    assert result.exit_code == 0
+    assert any("never obeyed" in skipped["reason"] for skipped in result.answer["skipped"])
+
+
+def test_the_current_folder_being_packed_is_not_obeyed(project, monkeypatch):
+    (project / "ckpts" / "ensexport.toml").write_text('model = "evil.py:Net"')
+    monkeypatch.chdir(project / "ckpts")
+    result = run("pack", ".", "--input", X, "-o", "../e.ts", "--json")
+    assert result.exit_code == 2
+    assert "no architecture" in result.error["message"]
+
+
+REFUSED = {
+    "unknown-key": ("modle = 'x'", "'modle'", "model"),
+    "wrong-type": ("member-axis = 'one'", "'member-axis'", "0, 1"),
+    "no-toml": ("model = ", "ensexport.toml", "TOML"),
+    "dtype": ("dtype = 'float16'", "float16", "own dtype"),
+    "tune": ("strategy = 'tune'", "tune", "'unrolled'"),
+}
+
+
+@pytest.mark.parametrize(("text", "fact", "expected"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("command", ["pack", "validate", "bench"])
+def test_a_file_that_cannot_be_obeyed(project, text, fact, expected, command):
+    (project / "ensexport.toml").write_text(text)
+    arguments = ("ckpts", "-o", "e.ts") if command == "pack" else ("e.ts", "ckpts")
+    result = run(command, *arguments, "--json")
+    assert result.exit_code == 2
+    assert result.error["code"] == "E_CONFIG"
+    assert fact in result.error["message"]
+    assert expected in result.error["message"] + result.error["hint"]
+
+
+def test_a_typed_strategy_replaces_tune(project):
+    assert settings("strategy = 'tune'", {"strategy": "auto"}).values["strategy"] == "auto"
+
+
+def test_an_emit_that_is_not_there_yet(project):
+    merged = settings(SETTINGS, {"emit": "members,mean"})
+    with pytest.raises(UsageError, match="unknown --emit 'members', 'mean': expected 'members'"):
+        merged.packing()
+
+
+def test_an_empty_output_name(project):
+    with pytest.raises(UsageError, match="--output-names 'a,,b': a name is empty"):
+        settings(SETTINGS, {"output_names": "a,,b"}).packing()
+
+
+def test_a_named_file_that_is_missing(project):
+    with pytest.raises(ConfigError, match=r"'nowhere\.toml'"):
+        Settings({}, "nowhere.toml", ("ckpts",))
+
+
+def test_model_args_are_parsed(project):
+    assert settings("", {"model": "m:N", "model_args": json.dumps({"a": 1})}).loading()["model_args"] == {"a": 1}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "much"])
+def test_a_bound_that_is_no_number(project, value):
+    result = run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts", "--rtol", value, "--json")
+    assert result.exit_code == 2
+    assert value in result.error["message"]

@@ -1,0 +1,93 @@
+"""SIGINT and SIGTERM: the documented exit code, nothing left behind, no process left over."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ensexport.cli.interrupts import Interrupts, Terminated
+from tests.cli.projects import MLP, X, make_project, run, snapshot
+
+SLOW = MLP.replace("        return self", "        import time; time.sleep(0.02)\n        return self")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+def start(*arguments, cwd):
+    command = [sys.executable, "-m", "ensexport", "-v", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def interrupt(process, number, stage):
+    """Send a signal when a stage begins; returns exit code, stdout and what was said after that."""
+    for line in process.stderr:
+        if stage in line:
+            os.kill(process.pid, number)
+            break
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+MOMENTS = {
+    "int-while-exporting": (signal.SIGINT, "exporting one member", 130, "interrupted"),
+    "term-while-comparing": (signal.SIGTERM, "running the members", 143, "terminated"),
+}
+
+
+@pytest.mark.parametrize(("number", "stage", "exit_code", "word"), MOMENTS.values(), ids=MOMENTS)
+def test_a_signal_while_packing_leaves_everything_as_it_was(tmp_path, number, stage, exit_code, word):
+    folder = make_project(tmp_path / "project", SLOW)
+    (folder / "e.ts").write_bytes(b"old")
+    before = snapshot(folder)
+    process = start("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts", "-o", "f.onnx", "--force",
+                    cwd=folder)  # fmt: skip
+    code, out, err = interrupt(process, number, stage)
+    assert (code, out) == (exit_code, "")
+    assert f"{word}: nothing was written" in err
+    assert "Traceback" not in err
+    assert snapshot(folder) == before
+
+
+def test_a_signal_while_measuring_ends_all_processes(project):
+    assert run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts").exit_code == 0
+    process = start("bench", "e.ts", "ckpts", "--model", "model.py:Net", "--blocks", "1000", "--json", cwd=project)
+    code, out, _ = interrupt(process, signal.SIGTERM, "measuring")
+    assert code == 143
+    assert '"E_TERMINATED"' in out
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_signal_that_python_dropped_is_raised_at_the_next_stage():
+    interrupts = Interrupts()
+    with interrupts.caught():
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Terminated):
+            interrupts.check()
+
+
+def test_a_second_signal_does_not_interrupt_the_cleaning_up():
+    interrupts = Interrupts()
+    with interrupts.caught():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_while_files_are_put_in_place_is_ignored():
+    interrupts = Interrupts()
+    with interrupts.caught():
+        interrupts.hold()
+        signal.raise_signal(signal.SIGTERM)
+        interrupts.check()
+
+
+def test_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts().caught():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

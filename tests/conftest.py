@@ -1,0 +1,16 @@
+import functools
+
+import onnxscript._framework_apis.torch_2_5 as _exporter_api
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the models here are tiny: on a busy machine more threads only wait for each other
+
+# The exporter parses onnxscript's 497 functions anew for each export, 1.4 s each time; the list never changes.
+_exporter_api.get_torchlib_ops = functools.cache(_exporter_api.get_torchlib_ops)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Let every test draw the same numbers, whatever ran before it."""
+    torch.manual_seed(0)

@@ -1,0 +1,82 @@
+"""The samples: what their READMEs show is what comes out, and their files run where ensexport is not."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.conftest import restored_imports, single_threaded_processes  # noqa: F401 - fixtures
+from tests.cli.projects import load_factory, run_process
+from tests.cli.readmes import SHORTER, blocks, check_block, commands, copy_samples
+from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.is_dir())
+SCRIPTS = {"train.py": ["--epochs", "1"], "tutorial.py": ["--calls", "2"]}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the samples, which the tests below fill with files one after the other."""
+    folder = tmp_path_factory.mktemp("checkout")
+    copy_samples(ROOT, folder)
+    return folder
+
+
+def test_every_sample_is_tested():
+    assert SAMPLES == ["digits", "tutorial"]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_shows_what_its_readme_says(name, checkout, monkeypatch):
+    text = (ROOT / "samples" / name / "README.md").read_text()
+    assert blocks(text, "console")
+    for block in blocks(text, "console"):
+        monkeypatch.chdir(checkout)
+        check_block(block, {**SHORTER, **SCRIPTS})
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "samples").glob("*/*.sh")), ids=lambda path: path.name)
+def test_a_shell_script_runs_what_the_readme_shows(script):
+    subprocess.run(["sh", "-n", script], check=True)
+    shown = [c.line for block in blocks((script.parent / "README.md").read_text(), "console") for c in commands(block)]
+    lines = re.findall(r'^run (.*?)(?: "\$@")?$', script.read_text(), re.MULTILINE)
+    for line in (line for line in lines if not line.startswith("ensexport bench ")):  # tested in tests/cli
+        assert line.removesuffix(" --force") in [known.removesuffix(" --force") for known in shown]
+
+
+def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ensexport(checkout):
+    folder = checkout / "samples" / "digits"
+    result = run_process("pack", "ckpts/", "-o", "e.onnx", "-o", "e.ts", "--json", cwd=folder)
+    assert (result.exit_code, result.answer["ok"], len(result.answer["members"])) == (0, True, 10)
+    random = np.random.default_rng(0)
+    images = {str(batch): random.random((batch, 8, 8), dtype=np.float32) for batch in (1, 2, 5, 64)}
+    np.savez(folder / "inputs.npz", **images)
+    members = []
+    for index in range(10):
+        member = load_factory((folder / "model.py").read_text(), "DigitsMLP")().eval()
+        member.load_state_dict(torch.load(folder / "ckpts" / f"seed_{index}.pt", weights_only=True))
+        members.append(member)
+    for script in (RUN_ONNX.replace('"image"', '"x"'), RUN_TORCHSCRIPT):
+        subprocess.run([sys.executable, "-I", "-c", script + FINISH], cwd=folder, check=True)
+        with np.load(folder / "outputs.npz") as outputs, torch.no_grad():
+            for name, image in images.items():
+                expected = torch.stack([member(torch.from_numpy(image)) for member in members])
+                assert np.allclose(outputs[name], expected, atol=1e-5)
+
+
+def test_evaluating_needs_neither_torch_nor_ensexport(checkout):
+    code = (
+        "import sys, json, runpy; runpy.run_path('evaluate.py', run_name='__main__'); print(json.dumps([*sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout / "samples" / "digits", check=True, capture_output=True, text=True
+    )
+    *said, modules = done.stdout.splitlines()
+    assert not {"torch", "ensexport"} & set(json.loads(modules))
+    assert float(re.search(r"ensemble accuracy: +([\d.]+)%", said[-1])[1]) > 80  # one epoch only
