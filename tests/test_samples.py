@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import restored_imports, single_threaded_processes  # noqa: F401 - fixtures
-from tests.cli.projects import load_factory, run_process
+from tests.cli.projects import load_factory, run
 from tests.cli.readmes import SHORTER, blocks, check_block, commands, copy_samples
 from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT
 
@@ -50,9 +50,10 @@ def test_a_shell_script_runs_what_the_readme_shows(script):
         assert line.removesuffix(" --force") in [known.removesuffix(" --force") for known in shown]
 
 
-def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ensexport(checkout):
+def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ensexport(checkout, monkeypatch):
     folder = checkout / "samples" / "digits"
-    result = run_process("pack", "ckpts/", "-o", "e.onnx", "-o", "e.ts", "--json", cwd=folder)
+    monkeypatch.chdir(folder)
+    result = run("pack", "ckpts/", "-o", "e.onnx", "-o", "e.ts", "--json")
     assert (result.exit_code, result.answer["ok"], len(result.answer["members"])) == (0, True, 10)
     random = np.random.default_rng(0)
     images = {str(batch): random.random((batch, 8, 8), dtype=np.float32) for batch in (1, 2, 5, 64)}

@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from itertools import count
 from pathlib import Path
@@ -311,11 +312,28 @@ def test_a_missing_parent_and_one_that_is_a_file(tmp_path):
         Staging([tmp_path / ("a" * 300) / "a.onnx"], force=True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_parent_without_permission(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="may not be written to"):
-        Staging([tmp_path / "a.onnx"], force=False)
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_parent_without_permission():
+    # In a process of its own, which gives up root's right to write everywhere.
+    code = """
+import os, sys
+from pathlib import Path
+from ensexport.errors import OutputError
+from ensexport.staging import Staging
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    Staging([Path(sys.argv[1])], force=False)
+except OutputError as error:
+    print(error)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        target = f"{folder}/a.onnx"
+        done = subprocess.run([sys.executable, "-c", code, target], check=True, capture_output=True, text=True)
+    assert (
+        done.stdout == f"cannot write '{target}': '{folder}' may not be written to. Check the folder's permissions.\n"
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, the one folder root cannot write to either")

@@ -426,6 +426,31 @@ def test_members_that_overflow_do_not_make_everything_pass(tmp_path, wrong):
     assert ("NaN or Inf on one side only" in error.message) == (wrong != "small")
 
 
+class TimesTwo(nn.Module):
+    """Times 1 and times 2, the second one off by a factor."""
+
+    factor: float
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return torch.stack([x, x * 2 * self.factor])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off"), [("float16", 1.01), ("bfloat16", 1.1), ("float32", 1.0001), ("float64", 1 + 1e-9)]
+)
+def test_every_float_dtype_has_a_bound_of_its_own(tmp_path, dtype, off):
+    members = times(tmp_path, dtype=getattr(torch, dtype))
+    inputs = {"inputs": [f"x:{dtype}[batch,2]"]}
+    assert validate(by_hand(tmp_path / "good.ts", TimesTwo(1.0), **inputs), members).passed
+    error = refusal(by_hand(tmp_path / "bad.ts", TimesTwo(off), **inputs), members)
+    assert "at member 1 (" in error.message
+    assert f", {dtype}, torch-cpu: expected " in error.message
+
+
 class InFloat(nn.Module):
     def __init__(self, factor: float):
         super().__init__()

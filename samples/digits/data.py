@@ -9,7 +9,5 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return train images `(B, 8, 8)` in [0, 1], train labels `(B,)`, test images, test labels."""
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=0.3, random_state=0, stratify=digits.target
-    )
+    train, test = train_test_split(np.arange(len(images)), test_size=0.3, random_state=0, stratify=digits.target)
     return images[train], digits.target[train], images[test], digits.target[test]

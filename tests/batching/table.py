@@ -542,5 +542,3 @@ def make_member(row: Row, seed: int) -> nn.Module:
 
 # Dims with an end that only running the model tells (a position table of 16 rows).
 FIXED = {"tied-language-model": ("seq",)}
-# torch's exporter has no ONNX form of these ops, for one member as for all.
-NOT_IN_ONNX = {"cdist", "adaptive-avgpool3d", "maxunpool2d", "adaptive-maxpool2d", "index-put-per"}

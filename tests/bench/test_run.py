@@ -113,19 +113,19 @@ def test_an_artifact_that_cannot_run_is_an_error(project):
 
 
 def test_a_fixed_shape_is_measured_once_without_a_batch(project):
-    pack("--input", "x:float32[3,4]", "-o", "e.ts")
-    report = measure("e.ts", batches=(1, 8), alternatives=())
+    pack("--input", "x:float32[3,4]", "-o", "e.onnx")
+    report = measure("e.onnx", batches=(1, 8), alternatives=())
     assert list(report.timings) == [None]
     assert {row["batch"] for row in report.to_dict()["results"]} == {None}
 
 
 def test_checkpoints_that_are_not_the_packed_ones_are_not_timed(project):
-    pack("--input", X, "-o", "e.ts")
+    pack("--input", X, "-o", "e.onnx")
     change_state(project / "ckpts" / "m1.pt", lambda state: state["last.bias"].add_(0.1))
     with pytest.raises(MismatchError, match=r"another 'output' than the artifact at member 1: .* Nothing was timed"):
-        measure("e.ts", batches=(2,), alternatives=("loop",))
+        measure("e.onnx", batches=(2,), alternatives=("loop",))
 
 
 def test_an_unknown_alternative_is_refused(project):
     with pytest.raises(UsageError, match="unknown alternative 'lop'"):
-        measure("e.ts", alternatives=("lop",))
+        measure("e.onnx", alternatives=("lop",))

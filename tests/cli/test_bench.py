@@ -10,25 +10,27 @@ MODEL = ("--model", "model.py:Net")
 
 @pytest.fixture
 def packed(project):
-    assert run("pack", "ckpts", *MODEL, "--input", X, "--per-member", "x", "-o", "e.ts").exit_code == 0
+    assert run("pack", "ckpts", *MODEL, "--input", X, "--per-member", "x", "-o", "e.onnx").exit_code == 0
     return project
 
 
 def test_a_speedup_that_is_not_reached_is_exit_5_and_one_object(packed):
-    result = run("bench", "e.ts", "ckpts", *MODEL, "--batch", "2", "--blocks", 3, "--min-speedup", "1e6:onnx", "--json")
+    result = run(
+        "bench", "e.onnx", "ckpts", *MODEL, "--batch", "2", "--blocks", 3, "--min-speedup", "1e6:torchscript", "--json"
+    )
     error = result.error
     assert (result.exit_code, error["code"]) == (5, "E_SPEEDUP")
-    assert "times as fast as 'onnx' at batch 2" in error["message"]
+    assert "times as fast as 'torchscript' at batch 2" in error["message"]
     assert "at least 1e+06" in error["message"]
     rows = {row["alternative"]: row for row in error["results"]}
-    assert set(rows) == {"packed", "packed again", *DEFAULT_ALTERNATIVES, "onnx"}
+    assert set(rows) == {"packed", "packed again", *DEFAULT_ALTERNATIVES, "torchscript"}
     assert set(rows["loop"]) == {"batch", "alternative", "median_ms", "ratio", "ratio_low", "ratio_high"}
     assert error["left_out"] == {}
     assert {"processor", "threads", "provider", "torch", "onnxruntime", "method"} <= set(error["environment"])
 
 
 def test_another_number_of_members_is_said(packed):
-    result = run("bench", "e.ts", "ckpts/m0.pt", *MODEL, "--json")
+    result = run("bench", "e.onnx", "ckpts/m0.pt", *MODEL, "--json")
     assert result.exit_code == 3
     assert "holds 3 members, and 1 checkpoints" in result.error["message"]
 
@@ -42,18 +44,18 @@ BAD = {
     "speedup-nan": (("--min-speedup", "nan"), "'nan'"),
     "speedup-0": (("--min-speedup", "0"), "'0'"),
     "alternative": (("--min-speedup", "2:lop"), "'lop'"),
-    "own-format": (("--min-speedup", "2:torchscript"), "'torchscript'"),
+    "own-format": (("--min-speedup", "2:onnx"), "'onnx'"),
 }
 
 
 @pytest.mark.parametrize(("options", "fact"), BAD.values(), ids=BAD)
 def test_a_bad_option_is_refused_at_once(project, options, fact):
-    result = run("bench", "e.ts", "ckpts", *MODEL, *options, "--json")
+    result = run("bench", "e.onnx", "ckpts", *MODEL, *options, "--json")
     assert result.exit_code == 2
     assert fact in result.error["message"]
 
 
 def test_a_missing_artifact(project):
-    result = run("bench", "e.onnx", "ckpts", *MODEL)
+    result = run("bench", "nowhere.onnx", "ckpts", *MODEL)
     assert result.exit_code == 3
-    assert "e.onnx" in result.err
+    assert "nowhere.onnx" in result.err

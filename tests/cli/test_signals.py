@@ -50,10 +50,10 @@ def test_a_signal_while_packing_leaves_everything_as_it_was(tmp_path, number, st
     assert snapshot(folder) == before
 
 
-def test_a_signal_while_measuring_ends_all_processes(project):
-    assert run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts").exit_code == 0
-    process = start("bench", "e.ts", "ckpts", "--model", "model.py:Net", "--blocks", "1000", "--json", cwd=project)
-    code, out, _ = interrupt(process, signal.SIGTERM, "measuring")
+def test_a_signal_while_alternatives_start_ends_all_processes(project):
+    assert run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.onnx").exit_code == 0
+    process = start("bench", "e.onnx", "ckpts", "--model", "model.py:Net", "--blocks", "1000", "--json", cwd=project)
+    code, out, _ = interrupt(process, signal.SIGTERM, "starting one process")
     assert code == 143
     assert '"E_TERMINATED"' in out
     with pytest.raises(ProcessLookupError):

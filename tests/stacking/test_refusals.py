@@ -4,6 +4,7 @@ import collections
 import functools
 import threading
 import types
+import warnings
 import weakref
 from dataclasses import dataclass, field
 from enum import Enum
@@ -80,6 +81,12 @@ def unregistered(scale):
     return module
 
 
+def quantised(scale):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will drop such tensors some day
+        return torch.quantize_per_tensor(torch.ones(2), scale, 0, torch.qint8)
+
+
 def cyclic(scale):
     value = [scale]
     value.append(value)
@@ -124,6 +131,7 @@ WAYS = {
     "tensor": lambda k: torch.tensor([1.0, k]),
     "tensor with a history": lambda k: torch.tensor([1.0, k], requires_grad=True) * 1,
     "sparse tensor": lambda k: torch.tensor([0.0, k]).to_sparse(),
+    "quantised tensor": quantised,
     "array": lambda k: np.array([1.0, k]),
     "array of objects": lambda k: np.array([None, k], dtype=object),
     "numpy scalar": np.float32,
@@ -271,6 +279,13 @@ def test_the_member_that_differs_is_the_one_that_is_named():
         stack([Mlp(), Mlp(), Mlp(scale=3.0)])
 
 
+def test_every_difference_is_found():
+    modules = [
+        nn.Sequential(Mlp(scale=1.0 + k), [nn.ReLU(), nn.GELU()][k], nn.Dropout(0.1 * (k + 1))) for k in range(2)
+    ]
+    assert [name for name, _, _ in differing_attributes(*modules)] == ["0.scale", "1", "2.p"]
+
+
 def test_an_attribute_that_one_member_lacks():
     modules = [Mlp(), Mlp()]
     modules[1].extra = 3
@@ -380,6 +395,8 @@ HARMLESS = {
     "module": lambda m: F,
     "object": lambda m: Scaler(2),
     "copy of a weight": lambda m: torch.ones(2),
+    "sparse tensor": lambda m: torch.ones(2).to_sparse(),
+    "tensor without data": lambda m: torch.ones(2, device="meta"),
     "cycle": lambda m: cyclic(2),
     "deque and set": lambda m: collections.deque([{1, 2}]),
     "weak reference to something else": lambda m: weakref.ref(KEPT.setdefault("x", Scaler(1))),
