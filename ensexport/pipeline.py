@@ -17,7 +17,7 @@ from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.examples import find_example
 from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.errors import UsageError
-from ensexport.members import Members
+from ensexport.members import Members, weights_digest
 from ensexport.probes import BATCHES, SEEDS, make_probes, usable_probes
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import (
@@ -253,14 +253,17 @@ def _metadata(ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequen
 
 
 def _member_records(ensemble: Ensemble | Members) -> list[dict[str, Any]]:
-    if not isinstance(ensemble, Members):
-        return [
-            {"index": i, "name": label, "sha256": "", "weights_sha256": ""} for i, label in enumerate(ensemble.labels)
-        ]
-    names = _short_names([Path(member.path) for member in ensemble])
+    """Name and digests of each member. A stacked ensemble knows no files, so only its weights' digests."""
+    if isinstance(ensemble, Members):
+        paths = [Path(member.path) for member in ensemble]
+        digests = [(member.sha256, member.weights_sha256) for member in ensemble]
+    else:
+        # A label is `member 3 (runs/s3.pt)` where the member came from a file.
+        paths = [Path(label.partition("(")[2].rstrip(")") or label) for label in ensemble.labels]
+        digests = [("", weights_digest(ensemble.build(k).state_dict())) for k in range(len(ensemble))]
     return [
-        {"index": m.index, "name": name, "sha256": m.sha256, "weights_sha256": m.weights_sha256}
-        for m, name in zip(ensemble, names, strict=True)
+        {"index": index, "name": name, "sha256": sha256, "weights_sha256": weights_sha256}
+        for index, (name, (sha256, weights_sha256)) in enumerate(zip(_short_names(paths), digests, strict=True))
     ]
 
 

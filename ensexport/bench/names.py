@@ -6,15 +6,8 @@ from pathlib import Path
 
 from ensexport.errors import UsageError
 
-DEFAULT_ALTERNATIVES = (
-    "loop",
-    "strong loop",
-    "strong loop, 1 thread",
-    "threads",
-    "unrolled",
-    "torch loop",
-    "torch.vmap",
-)
+SESSION_LOOPS = ("loop", "strong loop", "strong loop, 1 thread", "threads")
+DEFAULT_ALTERNATIVES = (*SESSION_LOOPS, "unrolled", "torch loop", "torch.vmap")
 
 DESCRIPTIONS = {
     "packed": "the artifact, as its user calls it",

@@ -19,7 +19,7 @@ from ensexport.batching.examples import find_example
 from ensexport.batching.member_graph import capture_member
 from ensexport.bench.exchange import write_feed
 from ensexport.bench.measure import BLOCK_S, Timing, Worker, measure
-from ensexport.bench.names import DEFAULT_ALTERNATIVES, check_alternative, other_format
+from ensexport.bench.names import DEFAULT_ALTERNATIVES, SESSION_LOOPS, check_alternative, other_format
 from ensexport.compare import Array, compare_arrays
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, SpeedupError, UsageError
 from ensexport.members import Members, load_members
@@ -191,10 +191,12 @@ def _prepare(
     """Write the files the alternatives need; returns alternative -> its artifact, and what cannot be written."""
     specs = parse_inputs(metadata["inputs"])
     paths, left_out = {"packed": path, "packed again": path}, {}
+    loops = [kind for kind in SESSION_LOOPS if kind in alternatives]
     try:
-        write_member_files(members, specs, metadata["outputs"], folder)
+        if loops:
+            write_member_files(members, specs, metadata["outputs"], folder)
     except EnsexportError as error:
-        left_out = dict.fromkeys(("loop", "strong loop", "strong loop, 1 thread", "threads"), error.message)
+        left_out = dict.fromkeys(loops, error.message)
     other = other_format(path)
     files = {other: "packed.ts" if other == "torchscript" else "packed.onnx"}
     if "unrolled" in alternatives:
@@ -214,7 +216,7 @@ def _prepare(
             )
         except EnsexportError as error:
             left_out[kind] = error.message
-    return paths, {kind: reason for kind, reason in left_out.items() if kind in (*alternatives, other)}
+    return paths, left_out
 
 
 def write_member_files(members: Members, specs: Sequence[TensorSpec], outputs: Sequence[str], folder: Path) -> None:

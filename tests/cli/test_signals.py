@@ -41,7 +41,7 @@ def test_a_signal_while_packing_leaves_everything_as_it_was(tmp_path, number, st
     folder = make_project(tmp_path / "project", SLOW)
     (folder / "e.ts").write_bytes(b"old")
     before = snapshot(folder)
-    process = start("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts", "-o", "f.onnx", "--force",
+    process = start("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.ts", "-o", "f.ts", "--force",
                     cwd=folder)  # fmt: skip
     code, out, err = interrupt(process, number, stage)
     assert (code, out) == (exit_code, "")
