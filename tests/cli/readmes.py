@@ -73,6 +73,7 @@ def _run_process(command: list[str]) -> str:
     return done.stdout
 
 
+_ANY_LINES = "(?:.*\n)*"
 RUNNERS: dict[str, Callable[[list[str]], str]] = {
     "ensexport": _run_ensexport,
     "python": _run_python,
@@ -81,9 +82,17 @@ RUNNERS: dict[str, Callable[[list[str]], str]] = {
 
 
 def matches(shown: str, text: str) -> bool:
-    """True if a text is what is shown, numbers and digests aside; a line of `...` stands for any lines."""
-    pattern = "".join("(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in _masked(shown).splitlines())
+    """True if a text is what is shown, numbers and digests aside.
+
+    A line of `...` stands for any lines, `...` within a line for any text.
+    """
+    lines = _masked(shown).splitlines()
+    pattern = "".join(_ANY_LINES if line == "..." else _in_line(line) + "\n" for line in lines)
     return re.fullmatch(pattern, _masked(text)) is not None
+
+
+def _in_line(line: str) -> str:
+    return ".*".join(re.escape(part) for part in line.split("..."))
 
 
 def _masked(text: str) -> str:
