@@ -1,4 +1,5 @@
 import functools
+import sys
 
 import onnxscript._framework_apis.torch_2_5 as _exporter_api
 import pytest
@@ -14,3 +15,14 @@ _exporter_api.get_torchlib_ops = functools.cache(_exporter_api.get_torchlib_ops)
 def same_random_numbers():
     """Let every test draw the same numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def restored_imports(monkeypatch):
+    """Undo what importing a test's model files leaves in sys.path and sys.modules."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("_ensexport_model_", "ensexport_")):
+            del sys.modules[name]

@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from ensexport.batching import rules
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.context import Context, shared_value
-from ensexport.batching.ladder import StepError, climb_down
+from ensexport.batching.ladder import StepError, UnbatchableError, climb_down
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
@@ -96,13 +96,11 @@ def batch_graph(
     if strategy != "unrolled":
         try:
             return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy)
-        except StepError as error:
+        except UnbatchableError as error:
             if strategy == "stacked":
                 raise ExportError(f"cannot batch {error}.", hint="Use --strategy auto or unrolled.") from error
             unrolled = _Walk(member, n_members, shared_state, per_member, member_axis)
-            op, _, reason = str(error).partition(": ")
-            fallback = Fallback(op, reason, "unroll_graph")
-            return unrolled.unrolled("unrolled", (fallback,))
+            return unrolled.unrolled("unrolled", (Fallback(error.op, error.source, "unroll_graph"),))
     return _Walk(member, n_members, shared_state, per_member, member_axis).unrolled("unrolled", ())
 
 
@@ -204,7 +202,7 @@ class _Walk:
         try:
             results, step, _ = climb_down(self.ctx, node.target, args, kwargs)
         except StepError as error:
-            raise StepError(f"{node.target}: {source_line(node)} ({error})") from error
+            raise UnbatchableError(str(node.target), source_line(node), str(error)) from error
         if step != "rule":
             self.fallbacks.append(Fallback(str(node.target), source_line(node), step))
         return results
@@ -238,7 +236,7 @@ class _Walk:
 
     def _on_weights(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         nodes, keywords = map_values((args, kwargs), lambda value: value.node)
-        result = self.ctx.weight_builder.call(node.target, *nodes, **keywords)  # type: ignore[arg-type]
+        result = self.ctx.weight_builder.call_as(node.meta["val"], node.target, *nodes, **keywords)  # type: ignore[arg-type]
         is_shared = not any(value.is_per_member for value in values_in((args, kwargs)))
         return self._wrapped(node, result, self.ctx.weight_builder, WeightLayout(is_shared))
 
@@ -275,12 +273,10 @@ class _Walk:
         graph = self.ctx.builder.graph
         graph.output(tuple(outputs))
         graph.output_node().meta["val"] = tuple(node.meta["val"] for node in outputs)
-        inputs = {node for node in graph.nodes if node.op == "placeholder" and "packed" not in node.meta}
         graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         for node in [node for node in graph.nodes if "packed" in node.meta and not node.users]:
             graph.erase_node(node)
         graph.lint()
-        assert inputs <= set(graph.nodes)
         return BatchedGraph(
             graph,
             self._weight_program([node for node in graph.nodes if "packed" in node.meta]),

@@ -44,6 +44,20 @@ class StepError(Exception):
     """A step of the ladder does not take this op; the message says why."""
 
 
+class UnbatchableError(StepError):
+    """No step takes one op of the member graph.
+
+    Attributes:
+        op: Its name.
+        source: The user's line it came from.
+    """
+
+    def __init__(self, op: str, source: str, reasons: str) -> None:
+        super().__init__(f"{op}: {source} ({reasons})")
+        self.op = op
+        self.source = source
+
+
 def own_rule(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
     """Apply the registered rule, or the one rule of all elementwise ops."""
     function = rule_for(op)

@@ -252,7 +252,7 @@ def _described(program: ExportedProgram, specs: tuple[TensorSpec, ...], names: t
         names,
         {spec.name: node for spec, node in zip(specs, inputs, strict=True)},
         state,
-        {name: constants[name] for name in constants},
+        constants,
         tuple(outputs),
         ranges,
         symbols,

@@ -33,8 +33,3 @@ def rule(*overloads: OpOverload) -> Callable[[Rule], Rule]:
 def rule_for(overload: Any) -> Rule | None:
     """Return the rule of an overload, or None."""
     return _RULES.get(overload)
-
-
-def ops_with_rules() -> tuple[OpOverload, ...]:
-    """All overloads that have a rule, sorted by name."""
-    return tuple(sorted(_RULES, key=str))

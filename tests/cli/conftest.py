@@ -1,19 +1,6 @@
-import sys
-
 import pytest
 
 from tests.cli.projects import make_project
-
-
-@pytest.fixture(autouse=True)
-def restored_imports(monkeypatch):
-    """Undo what importing a project's model file leaves in sys.path and sys.modules."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("_ensexport_model_"):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ensexport.batching.value import Folded, Stacked, Value
 aten = torch.ops.aten
 _DIM_ARGUMENTS = ("dim", "dims", "dim0", "dim1", "dim2", "source", "destination", "start_dim", "end_dim")
 
-# Reductions and scans: every result element comes from one line along the dims.
+# Ops that touch only the dims they name: reductions, scans, sorting, selecting, splitting.
 _ALONG = [
     aten.mean.dim,
     aten.sum.dim_IntList,
@@ -117,7 +117,7 @@ def _along(op: OpOverload) -> Any:
         arguments.update({name: ctx.shared(v) for name, v in arguments.items() if isinstance(v, Value) and v is not x})
         dims = _touched(arguments, x.rank)
         if isinstance(x.layout, Folded) and dims is not None and x.layout.dim not in dims and op in _ALONG:
-            keeps = arguments.get("keepdim", True) or op in _SCANS
+            keeps = arguments.get("keepdim", True)
             gone = 0 if keeps else sum(dim < x.layout.dim for dim in dims)
             if op not in _NEEDS_SAME_DIM_SIZE:
                 return results(ctx, called(ctx, op, {**arguments, first: x.node}), Folded(x.layout.dim - gone))
@@ -133,7 +133,6 @@ def _along(op: OpOverload) -> Any:
     return batched
 
 
-_SCANS = {op for op in _ALONG if not any(argument.name == "keepdim" for argument in op._schema.arguments)}
 _SPLITS = {aten.narrow.default, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 
 
@@ -161,8 +160,7 @@ def _rank_changing(op: OpOverload) -> Any:
         arguments = bound(op, (x, *args), kwargs)
         arguments[op._schema.arguments[0].name] = ctx.stacked(x)
         rank = x.rank + 1 if op is aten.diag_embed.default else x.rank
-        names = {"dimension": "dimension"}
-        for name in (*_DIM_ARGUMENTS, *names):
+        for name in (*_DIM_ARGUMENTS, "dimension"):
             if name in arguments:
                 arguments[name] = _moved(arguments[name], rank, 0)
         return results(ctx, called(ctx, op, arguments), Stacked(0))
