@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from ensexport.cli import cli
-from tests.cli.conftest import restored_imports  # noqa: F401 - fixture
 from tests.cli.projects import make_project
 from tests.cli.readmes import blocks, check_block, commands, matches
 

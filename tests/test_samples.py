@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.conftest import restored_imports, single_threaded_processes  # noqa: F401 - fixtures
+from tests.cli.conftest import single_threaded_processes  # noqa: F401 - fixture
 from tests.cli.projects import load_factory, run
 from tests.cli.readmes import SHORTER, blocks, check_block, commands, copy_samples
 from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT

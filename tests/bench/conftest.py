@@ -1,3 +1,3 @@
-from tests.cli.conftest import project, restored_imports, single_threaded_processes
+from tests.cli.conftest import project, single_threaded_processes
 
-__all__ = ["project", "restored_imports", "single_threaded_processes"]
+__all__ = ["project", "single_threaded_processes"]
