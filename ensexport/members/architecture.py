@@ -19,12 +19,12 @@ from torch import nn
 
 from ensexport.errors import ArchitectureError, UsageError
 from ensexport.members.config import parse_model_args
+from ensexport.members.libraries import is_library_name, library_factory
 from ensexport.members.user_code import import_attribute, running_user_code
 
 __all__ = ["Architecture", "ModelSource", "parse_model_args", "resolve_architecture"]
 
-_FORMS = "Write it as path/to/file.py:Factory or package.module:factory."
-_LIBRARY_NAMES = ("timm", "torchvision", "hf")
+_FORMS = "Write it as path/to/file.py:Factory, package.module:factory, timm:NAME, torchvision:NAME or hf:FOLDER."
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +93,16 @@ def resolve_architecture(
     """Find the code that builds the members' network. Texts are imported here, nothing is built yet.
 
     Args:
-        model: `path/to/file.py:Factory`, `package.module:factory`, a class or factory, or a module to copy.
+        model: `path/to/file.py:Factory`, `package.module:factory`, `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, a
+            class or factory, or a module to copy.
         model_args: Keyword arguments for the factory.
         base_dir: What a relative path is relative to, and where modules are looked for after the installed
             ones: the configuration's folder. None means the current directory.
 
     Raises:
         UsageError: The text has another form, or arguments are given for a finished module.
-        ArchitectureError: The file or module is missing, fails to import (names type, text and line), has no
-            such attribute (names close ones), or the attribute cannot be called.
+        ArchitectureError: The file, module or library is missing, fails to import (names type, text and line),
+            has no such attribute or network (names close ones), or the attribute cannot be called.
 
     Example:
         >>> resolve_architecture(nn.Linear, {"in_features": 4, "out_features": 2}).build()
@@ -113,8 +114,10 @@ def resolve_architecture(
             raise UsageError(f"{model.name!r} is resolved already: its arguments cannot be changed.")
         return model
     if isinstance(model, str):
-        source, attribute = _split(model)
         folder = Path.cwd() if base_dir is None else Path(base_dir)
+        if is_library_name(model):
+            return Architecture(model, library_factory(model, arguments, base_dir=folder), arguments)
+        source, attribute = _split(model)
         return _from_object(import_attribute(source, attribute, base_dir=folder), model, arguments)
     return _from_object(model, _name_of(model), arguments)
 
@@ -123,8 +126,6 @@ def _split(text: str) -> tuple[str, str]:
     source, colon, attribute = text.rpartition(":")
     if not (colon and source.strip() and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", attribute)):
         raise UsageError(f"cannot read the model {text!r}.", hint=_FORMS)
-    if source in _LIBRARY_NAMES:
-        raise UsageError(f"cannot read the model {text!r}: '{source}:' names are not known yet.", hint=_FORMS)
     return source, attribute
 
 

@@ -7,11 +7,13 @@ compared before and after, so that the digest speaks about the bytes that were l
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +23,7 @@ import torch
 
 from ensexport.errors import CheckpointError, UnsafeCheckpointError
 from ensexport.members.archive import ZIP_MAGIC, check_archive
-from ensexport.members.containers import extract_state, strip_prefix
+from ensexport.members.containers import Origin, extract_state, read_origin, strip_prefix
 from ensexport.members.refusals import refusal
 from ensexport.members.tensors import find_nonfinite, plain_state, weights_digest
 from ensexport.members.wording import quote_path
@@ -29,6 +31,8 @@ from ensexport.members.wording import quote_path
 __all__ = ["Checkpoint", "find_nonfinite", "read_checkpoint", "weights_digest"]
 
 _HTML_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+_PLAIN_CLASSES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
+"""Beside tensors and plain values: the training options that timm and torchvision save. It only holds attributes."""
 _NO_SAFETY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -42,6 +46,7 @@ class Checkpoint:
         stripped_prefix: What was taken off every name; None if nothing was.
         sha256: Digest of the file's bytes.
         format: `safetensors`, `torch-zip`, or `torch-legacy` (before torch 1.6).
+        origin: What the file says its network is; None if it says nothing.
     """
 
     state: dict[str, torch.Tensor]
@@ -49,6 +54,7 @@ class Checkpoint:
     stripped_prefix: str | None
     sha256: str
     format: str
+    origin: Origin | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,9 +86,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"cannot read {quote_path(name)}: {error.strerror or error}.",
             hint="Check the path and its permissions.",
         ) from error
+    origin = read_origin(loaded)
     state, container_key = extract_state(loaded, name)
     state, stripped_prefix = strip_prefix(plain_state(state, name, size_bytes=before.st_size))
-    return Checkpoint(state, container_key, stripped_prefix, sha256, file_format)
+    return Checkpoint(state, container_key, stripped_prefix, sha256, file_format, origin)
 
 
 def _open_regular(path: Path) -> io.BufferedReader:
@@ -131,7 +138,7 @@ def _load_torch(file: io.BufferedReader, path: str, size_bytes: int) -> tuple[An
     pickled: BinaryIO = io.BytesIO(check_archive(file, path, size_bytes=size_bytes)) if is_zip else file
     file.seek(0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_CLASSES):
             warnings.simplefilter("ignore")  # torch's remarks on pickle protocols and typed storages
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make torch raise any built-in error

@@ -6,7 +6,9 @@ taken whole or not at all: a value that is no tensor is named, never dropped.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +32,43 @@ CONTAINER_KEYS = (
 PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
+_SHAPING_OPTIONS = {"num_classes": "num_classes", "in_chans": "in_chans", "gp": "global_pool", "bn_eps": "bn_eps"}
+"""Options of timm's train.py that say what the network is -> the argument each becomes."""
+
 _HINT = "Save the weights with torch.save(model.state_dict(), ...)."
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint of timm's train.py says about its own network; used only where the user asks for it.
+
+    Attributes:
+        arch: The network's name.
+        model_args: Those of its training options that shape it.
+    """
+
+    arch: str
+    model_args: Mapping[str, Any]
+
+
+def read_origin(loaded: object) -> Origin | None:
+    """Return what a checkpoint says its network is; None if it says nothing.
+
+    Args:
+        loaded: What the file held.
+
+    Source: timm 1.0.31 utils/checkpoint_saver.py and train.py.
+    """
+    arch = loaded.get("arch") if isinstance(loaded, dict) else None
+    if not isinstance(loaded, dict) or not isinstance(arch, str):
+        return None
+    options = loaded.get("args")
+    said = vars(options) if isinstance(options, argparse.Namespace) else {}
+    extra = said.get("model_kwargs")
+    model_args = {new: said[old] for old, new in _SHAPING_OPTIONS.items() if said.get(old) is not None}
+    if isinstance(extra, dict):
+        model_args |= {name: value for name, value in extra.items() if isinstance(name, str)}
+    return Origin(arch, model_args)
 
 
 def extract_state(loaded: object, path: str) -> tuple[dict[str, torch.Tensor], str | None]:

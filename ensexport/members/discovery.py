@@ -18,7 +18,7 @@ from ensexport.errors import CheckpointError, NoCheckpointError, UsageError
 from ensexport.members.wording import join_some, quote_path
 from ensexport.spec import SkippedFile
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pth.tar", ".safetensors")
 CONFIG_NAMES = ("ensexport.toml", "pyproject.toml")
 _SUFFIX_TEXT = ", ".join(CHECKPOINT_SUFFIXES)
 
@@ -148,16 +148,20 @@ def _skip_reason(path: Path) -> str | None:
         return "hidden file"
     if kind != "file":
         return kind
-    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+    if not _has_checkpoint_suffix(path):
         return f"suffix {path.suffix!r} is none of {_SUFFIX_TEXT}" if path.suffix else "no suffix"
     return None
+
+
+def _has_checkpoint_suffix(path: Path) -> bool:
+    return "".join(path.suffixes[-2:]).lower().endswith(CHECKPOINT_SUFFIXES)
 
 
 def _explicit_file(path: Path) -> Path:
     kind = _file_kind(path)
     if kind != "file":
         raise CheckpointError(f"cannot take {quote_path(path)}: {kind}.", hint="Name a regular file.")
-    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+    if not _has_checkpoint_suffix(path):
         raise CheckpointError(
             f"cannot take {quote_path(path)} as a checkpoint: expected a suffix of {_SUFFIX_TEXT}, got "
             f"{path.suffix!r}.",

@@ -17,8 +17,10 @@ from ensexport.errors import NonFiniteWeightsError, StackError, UsageError
 from ensexport.members.agreement import check_states_agree
 from ensexport.members.architecture import Architecture, ModelSource, resolve_architecture
 from ensexport.members.checkpoint import read_checkpoint
+from ensexport.members.containers import Origin
 from ensexport.members.discovery import find_checkpoints
 from ensexport.members.fitting import Blueprint, check_fit, check_ties, fit_state, read_blueprint
+from ensexport.members.libraries import OWN_NAME, own_architecture
 from ensexport.members.rebuilding import load_exactly
 from ensexport.members.tensors import find_nonfinite, weights_digest
 from ensexport.members.wording import join_numbers, join_some, show_path
@@ -41,6 +43,7 @@ class Member:
         container_key: The key the state dict lay under; None if it stood alone.
         stripped_prefix: What was taken off every name; None if nothing was.
         state: Its tensors by name: dense, contiguous, on the CPU.
+        origin: What the file says its network is; None if it says nothing.
     """
 
     index: int
@@ -50,6 +53,7 @@ class Member:
     container_key: str | None
     stripped_prefix: str | None
     state: dict[str, torch.Tensor]
+    origin: Origin | None = None
 
     @property
     def label(self) -> str:
@@ -140,8 +144,8 @@ def load_members(
 
     Args:
         paths: Folders, files or globs, or one of them; see `find_checkpoints` for the order.
-        model: The architecture, see `resolve_architecture`; without it the members can be compared and
-            stacked but not built.
+        model: The architecture, see `resolve_architecture`; `timm` alone takes the name that the checkpoints of
+            timm's train.py hold. Without it the members can be compared and stacked but not built.
         model_args: Keyword arguments of the architecture.
         base_dir: What relative paths in `model` are relative to; None means the current directory.
         allow_nonfinite: Take members that hold NaN or Inf, with a warning.
@@ -163,6 +167,9 @@ def load_members(
     members = [_read_member(index, path, len(found.files), on_progress) for index, path in enumerate(found.files)]
     warnings: list[str] = []
     architecture = blueprint = None
+    if model == OWN_NAME:
+        model, said = own_architecture([(member.label, member.origin) for member in members])
+        model_args = said | dict(model_args or {})
     if model is not None:
         architecture = resolve_architecture(model, model_args, base_dir)
         blueprint = read_blueprint(architecture)
@@ -191,6 +198,7 @@ def _read_member(index: int, path: Path, total: int, on_progress: Progress | Non
         container_key=checkpoint.container_key,
         stripped_prefix=checkpoint.stripped_prefix,
         state=checkpoint.state,
+        origin=checkpoint.origin,
     )
 
 

@@ -16,7 +16,7 @@ from ensexport.members.wording import join_some, quote_path
 _BLOCKED = re.compile(r"(?:Unsupported global: GLOBAL (\S+) was not|unsupported GLOBAL (\S+) whose module)")
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(\w*Storage|Size|device|dtype|Tensor)"
-    r"|torch\.storage\.\w*Storage|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
+    r"|argparse\.Namespace|torch\.storage\.\w*Storage|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
 )
 _MAX_PICKLES = 8
 

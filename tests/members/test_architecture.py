@@ -111,15 +111,8 @@ def test_another_form_is_a_usage_error(text):
     with pytest.raises(UsageError, match="cannot read the model") as caught:
         resolve_architecture(text)
     assert repr(text) in str(caught.value)
-    assert "path/to/file.py:Factory or package.module:factory" in caught.value.hint
+    assert "path/to/file.py:Factory, package.module:factory, timm:NAME" in caught.value.hint
     assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize("library", ["timm", "torchvision", "hf"])
-def test_library_names_say_which_forms_there_are(library):
-    with pytest.raises(UsageError, match=f"'{library}:' names are not known yet") as caught:
-        resolve_architecture(f"{library}:resnet18")
-    assert "package.module:factory" in caught.value.hint
 
 
 def test_arguments_for_a_finished_module_are_a_usage_error(folder):

@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import hashlib
 import io
@@ -15,6 +16,7 @@ from torch import nn
 from ensexport.errors import CheckpointError, UnsafeCheckpointError
 from ensexport.members import checkpoint
 from ensexport.members.checkpoint import read_checkpoint
+from ensexport.members.containers import Origin
 
 
 def save(obj, path, **options):
@@ -292,4 +294,20 @@ def test_an_environment_that_switches_safety_off_is_refused(tmp_path, monkeypatc
     path = save(state(), tmp_path / "m.pt")
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(UnsafeCheckpointError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
+        read_checkpoint(path)
+
+
+def test_the_options_that_timm_and_torchvision_save_are_plain_values(tmp_path):
+    args = argparse.Namespace(model="resnet18", num_classes=3, lr=0.1, nested=argparse.Namespace(a=[1]))
+    path = save({"arch": "resnet18", "args": args, "state_dict": {"w": torch.ones(2)}}, tmp_path / "last.pth.tar")
+    found = read_checkpoint(path)
+    assert list(found.state) == ["w"]
+    assert found.origin == Origin("resnet18", {"num_classes": 3})
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_options_that_hold_other_objects_are_refused(tmp_path):
+    args = argparse.Namespace(folder=Path("runs"))
+    path = save({"args": args, "state_dict": {"w": torch.ones(2)}}, tmp_path / "last.pth.tar")
+    with pytest.raises(UnsafeCheckpointError, match=r"asks to run pathlib\.\w*Path;"):
         read_checkpoint(path)

@@ -1,10 +1,11 @@
+import argparse
 import itertools
 
 import pytest
 import torch
 
 from ensexport.errors import CheckpointError
-from ensexport.members.containers import CONTAINER_KEYS, extract_state, strip_prefix
+from ensexport.members.containers import CONTAINER_KEYS, Origin, extract_state, read_origin, strip_prefix
 
 STATE = {"w": torch.ones(2), "b": torch.zeros(1)}
 
@@ -90,3 +91,25 @@ def test_a_prefix_is_taken_off_only_if_all_names_have_it(names, expected, prefix
     stripped, found = strip_prefix(state)
     assert list(stripped) == expected
     assert found == prefix
+
+
+@pytest.mark.parametrize(
+    ("loaded", "origin"),
+    [
+        (STATE, None),
+        ([1], None),
+        ({"arch": 3}, None),
+        ({"arch": "resnet18"}, Origin("resnet18", {})),
+        ({"arch": "resnet18", "args": {"num_classes": 3}}, Origin("resnet18", {})),
+        (
+            {"arch": "vit", "args": argparse.Namespace(num_classes=3, gp="avg", in_chans=None, lr=0.1)},
+            Origin("vit", {"num_classes": 3, "global_pool": "avg"}),
+        ),
+        (
+            {"arch": "vit", "args": argparse.Namespace(num_classes=3, model_kwargs={"depth": 4, 1: 2})},
+            Origin("vit", {"num_classes": 3, "depth": 4}),
+        ),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_own_network(loaded, origin):
+    assert read_origin(loaded) == origin

@@ -44,7 +44,7 @@ def test_what_is_not_taken_is_listed_with_a_reason(tmp_path):
     found = find_checkpoints([tmp_path])
     assert names(found) == ["m.pt"]
     assert reasons(found) == {
-        "notes.txt": "suffix '.txt' is none of .pt, .pth, .safetensors",
+        "notes.txt": "suffix '.txt' is none of .pt, .pth, .pth.tar, .safetensors",
         "README": "no suffix",
         ".hidden.pt": "hidden file",
         "ensexport.toml": "a configuration file inside a checkpoint folder is never obeyed",
@@ -69,7 +69,7 @@ def test_a_glob_is_expanded_in_natural_order(tmp_path):
         fill(tmp_path / f"seed_{number}", "model.pt", "log.txt")
     found = find_checkpoints([str(tmp_path / "seed_*" / "*")])
     assert [path.parent.name for path in found.files] == ["seed_1", "seed_9", "seed_10"]
-    assert reasons(found) == {"log.txt": "suffix '.txt' is none of .pt, .pth, .safetensors"}
+    assert reasons(found) == {"log.txt": "suffix '.txt' is none of .pt, .pth, .pth.tar, .safetensors"}
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
@@ -121,7 +121,7 @@ def test_a_glob_without_a_match_says_what_is_there(tmp_path):
 @pytest.mark.parametrize("name", ["model.onnx", "weights"], ids=["other suffix", "no suffix"])
 def test_an_explicit_file_of_another_suffix_is_refused(tmp_path, name):
     fill(tmp_path, name)
-    with pytest.raises(CheckpointError, match=r"expected a suffix of \.pt, \.pth, \.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"expected a suffix of \.pt, \.pth, \.pth\.tar, \.safetensors") as caught:
         find_checkpoints([tmp_path / name])
     assert name in str(caught.value)
     assert repr(Path(name).suffix) in str(caught.value)

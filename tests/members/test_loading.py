@@ -1,4 +1,7 @@
+import argparse
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -251,3 +254,55 @@ def test_errors_of_the_earlier_stages_come_through(runs, tmp_path):
     os.truncate(runs / "m1.pt", 100)
     with pytest.raises(CheckpointError, match=r"m1\.pt' is truncated"):
         load_members(runs, Net)
+
+
+def save_timm(folder, nets, **changes):
+    """As timm's train.py saves them."""
+    for index, net in enumerate(nets):
+        args = argparse.Namespace(model="net", num_classes=2, gp=None, bn_eps=None, model_kwargs={"width": 6}, lr=0.1)
+        saved = {"epoch": 9, "arch": "net", "args": args, "state_dict": net.state_dict(), "metric": 0.5}
+        torch.save(saved | (changes if index else {}), folder / f"fold{index}.pth.tar")
+    return folder
+
+
+class FakeTimm(types.ModuleType):
+    @staticmethod
+    def is_model(name):
+        return name == "net"
+
+    @staticmethod
+    def list_models():
+        return ["net"]
+
+    @staticmethod
+    def create_model(model_name, pretrained, *, num_classes, width):
+        return Net(width)
+
+
+def test_timm_checkpoints_say_themselves_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", FakeTimm("timm"))
+    save_timm(tmp_path, [trained(seed, width=6) for seed in range(2)])
+    members = load_members(tmp_path, "timm")
+    assert members.architecture.name == "timm:net"
+    assert members.architecture.model_args == {"num_classes": 2, "width": 6}
+    x = torch.randn(5, 3)
+    assert torch.equal(members.build(1)(x), trained(1, width=6)(x))
+
+
+def test_typed_arguments_win_over_the_checkpoints_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", FakeTimm("timm"))
+    save_timm(tmp_path, [trained(0, width=6)])
+    with pytest.raises(StackError, match=r"expected shape \(8, 3\) as in the architecture, got \(6, 3\)"):
+        load_members(tmp_path, "timm", model_args={"width": 8})
+
+
+def test_what_checkpoints_say_counts_only_where_it_is_asked_for(tmp_path):
+    save_timm(tmp_path, [trained(seed) for seed in range(2)], arch="another")
+    assert len(load_members(tmp_path, Net)) == 2
+    with pytest.raises(StackError, match=r"cannot stack 'net' \(.*\) \(member 0 .*\) with 'another' \(.*\) \(member 1"):
+        load_members(tmp_path, "timm")
+
+
+def test_checkpoints_that_do_not_say_what_they_are(runs):
+    with pytest.raises(ArchitectureError, match=r"member 0 \(.*m0.pt\) does not say what its architecture is"):
+        load_members(runs, "timm")
