@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from ensexport.batching.engine import BatchedGraph, batch_graph
-from ensexport.batching.examples import find_example
+from ensexport.batching.examples import ValueRange, find_example, integer_inputs
+from ensexport.batching.integers import accepted_ranges
 from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.errors import UsageError
 from ensexport.members import Members, weights_digest
-from ensexport.probes import BATCHES, SEEDS, make_probes, usable_probes
+from ensexport.probes import BATCHES, SEEDS, find_probes
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import (
     Artifact,
@@ -30,7 +31,7 @@ from ensexport.spec import (
     artifact_format,
     parse_inputs,
 )
-from ensexport.stacking import Ensemble, MemberSource
+from ensexport.stacking import Ensemble
 from ensexport.stacking.state import named_tensors
 from ensexport.staging import Staging, writing
 from ensexport.validation import check_artifact, raise_on_mismatch, reference_outputs
@@ -138,33 +139,39 @@ def export(
             module = ensemble.build(0)
             example = find_example(module, specs)
             member = capture_member(module, specs, example)
+            ranges, notes = accepted_ranges(module, member, example)
             names = _output_names(output_names, tuple(example.outputs), specs)
         with clock.stage("batch"):
+            # No copies: the tensors are the members' own.
+            states = [named_tensors(ensemble.build(member_index)) for member_index in range(len(ensemble))]
             batched = batch_graph(
                 member,
                 len(ensemble),
-                shared_state=equal_in_all(ensemble),
+                shared_state=equal_in_all(states),
                 per_member=per_member,
                 member_axis=member_axis,
                 strategy=strategy,
             )
-            weights = batched.weights.pack(_states(ensemble), len(ensemble))
-        metadata = _metadata(ensemble, batched, names)
+            weights = batched.weights.pack(states, len(ensemble))
+            del states
+        metadata = _metadata(ensemble, batched, names, ranges)
         for target, kind in zip(targets, formats, strict=True):
             with clock.stage(f"export_{kind}"):
                 _write(kind, staging.path(target), target, batched, weights, metadata, names, opset)
         del weights
         with clock.stage("validate"):
-            probes = make_probes(
+            found = find_probes(
+                ensemble.build(0),
                 specs,
                 per_member,
                 len(ensemble),
                 example_sizes=example.sizes,
                 dim_ranges=member.dim_ranges,
+                ranges=ranges,
                 batches=batches,
                 seeds=seeds,
             )
-            probes = usable_probes(ensemble.build(0), probes, per_member)
+            probes = found.probes
             references = reference_outputs(ensemble, probes, per_member, on_progress=clock.tell)
             renamed = dict(zip(example.outputs, names, strict=True))
             references = [[reference.renamed(renamed) for reference in row] for row in references]
@@ -180,30 +187,21 @@ def export(
                     provider=provider,
                     member_axis=member_axis,
                 )
-            report = ValidationReport(tuple(checks))
+            report = ValidationReport(tuple(checks), integer_inputs(specs, ranges))
             raise_on_mismatch(report, ensemble.labels)
         with clock.stage("write"):
             artifacts = tuple(
                 _artifact(staging.path(target), target, kind) for target, kind in zip(targets, formats, strict=True)
             )
             staging.commit()
-    warnings = ensemble.warnings if isinstance(ensemble, Members) else ()
-    return ExportReport(artifacts, report, batched.plan, clock.seconds, member.dim_ranges, tuple(warnings))
+    warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *notes, *found.warnings)
+    return ExportReport(artifacts, report, batched.plan, clock.seconds, member.dim_ranges, warnings)
 
 
-def equal_in_all(source: MemberSource) -> frozenset[str]:
+def equal_in_all(states: Sequence[Mapping[str, torch.Tensor]]) -> frozenset[str]:
     """Names of the parameters and buffers that are bit-equal in all members: those are kept once."""
-    first = named_tensors(source.build(0))
-    names = set(first)
-    for member_index in range(1, len(source)):
-        state = named_tensors(source.build(member_index))
-        names = {name for name in names if torch.equal(first[name], state[name])}
-    return frozenset(names)
-
-
-def _states(source: MemberSource) -> Iterator[Mapping[str, torch.Tensor]]:
-    for member_index in range(len(source)):
-        yield named_tensors(source.build(member_index))
+    first, *others = states
+    return frozenset(name for name in first if all(torch.equal(first[name], state[name]) for state in others))
 
 
 def _per_member_of(ensemble: Ensemble | Members, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -235,7 +233,9 @@ def _output_names(wanted: Sequence[str] | None, own: tuple[str, ...], specs: Seq
     return tuple(name if name not in inputs else f"{name}_out" for name in names)
 
 
-def _metadata(ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequence[str]) -> dict[str, Any]:
+def _metadata(
+    ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequence[str], ranges: Mapping[str, ValueRange]
+) -> dict[str, Any]:
     """What an artifact says of itself. No absolute paths: the bytes must not depend on where it was packed."""
     member: MemberGraph = batched.member
     return {
@@ -247,6 +247,7 @@ def _metadata(ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequen
         "outputs": list(names),
         "emit": ["members"],
         "dims": {name: list(bounds) for name, bounds in sorted(member.dim_ranges.items())},
+        "ranges": {name: values.to_json() for name, values in sorted(ranges.items())},
         "strategy": batched.plan.strategy,
         "members": _member_records(ensemble),
     }

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensexport.batching.examples import random_tensor
+from ensexport.batching.examples import ValueRange, random_feed
+from ensexport.batching.source import error_line
 from ensexport.errors import EnsexportError, ModelInputError, UsageError
 from ensexport.spec import TensorSpec, batch_dim, dim_names
 from ensexport.stacking.baseline import Feed, run_member
@@ -26,12 +27,14 @@ class Probe:
         batch: Size of the batch dim; None when no dim is dynamic.
         seed: Seed of the values.
         feed: Inputs of the ensemble by name: `(N, B, ...)` for per-member ones, `(B, ...)` for shared ones.
+        is_extreme: Are the dims other than the batch far from what the member was seen to accept? It may refuse that.
     """
 
     sizes: Mapping[str, int]
     batch: int | None
     seed: int
     feed: Feed
+    is_extreme: bool = False
 
     def member_feed(self, member_index: int, per_member: Sequence[str]) -> Feed:
         """The inputs as one member gets them."""
@@ -45,8 +48,10 @@ def make_probes(
     *,
     example_sizes: Mapping[str, int],
     dim_ranges: Mapping[str, tuple[int, int | None]],
+    ranges: Mapping[str, ValueRange] | None = None,
     batches: Sequence[int] = BATCHES,
     seeds: Sequence[int] = SEEDS,
+    with_extremes: bool = False,
 ) -> list[Probe]:
     """Return one probe per batch size and seed.
 
@@ -56,8 +61,10 @@ def make_probes(
         n_members: N.
         example_sizes: Sizes of the dynamic dims that the member is known to accept.
         dim_ranges: Smallest and largest size of each dynamic dim (None = no end).
+        ranges: What the elements of an input may be, where it is known.
         batches: Sizes of the batch dim; those outside its range are left out.
         seeds: One set of random values each.
+        with_extremes: Add two probes with every other dynamic dim as small and as large as it may be.
 
     Raises:
         UsageError: There is no seed, or a batch size below 1.
@@ -66,22 +73,112 @@ def make_probes(
         raise UsageError("no seed is given: expected at least one set of random inputs to compare on.")
     if any(size < 1 for size in batches):
         raise UsageError(f"the batch sizes are {', '.join(map(str, batches))}: expected 1 or more.")
+    usual = list(_sizes(specs, example_sizes, dim_ranges, batches))
+    extreme = list(_extreme_sizes(specs, usual[:2][-1], dim_ranges)) if with_extremes else []
+    batch = batch_dim(specs)
     probes = []
-    for number, sizes in enumerate(_sizes(specs, example_sizes, dim_ranges, batches)):
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(1000 * number + seed)
-            feed = {}
-            for spec in specs:
-                shape = spec.shape(dict(sizes))
-                feed[spec.name] = random_tensor(
-                    spec.dtype, (n_members, *shape) if spec.name in per_member else shape, generator
-                )
-            batch = batch_dim(specs)
-            probes.append(Probe(sizes, None if batch is None else sizes[batch], seed, feed))
+    for number, sizes in enumerate([*usual, *extreme]):
+        is_extreme = number >= len(usual)
+        for seed in seeds[:1] if is_extreme else seeds:
+            feed = random_feed(
+                specs, sizes, 1000 * number + seed, ranges=ranges, per_member=per_member, n_members=n_members
+            )
+            probes.append(Probe(sizes, None if batch is None else sizes[batch], seed, feed, is_extreme))
     return probes
 
 
-def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequence[str]) -> list[Probe]:
+@dataclass(frozen=True)
+class UsableProbes:
+    """The probes that a member accepts.
+
+    Attributes:
+        probes: Those of the sizes that it accepts.
+        warnings: Which batch sizes it refuses.
+    """
+
+    probes: list[Probe]
+    warnings: tuple[str, ...] = ()
+
+
+def find_probes(
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    per_member: Sequence[str],
+    n_members: int,
+    *,
+    example_sizes: Mapping[str, int],
+    dim_ranges: Mapping[str, tuple[int, int | None]],
+    ranges: Mapping[str, ValueRange] | None = None,
+    batches: Sequence[int] = BATCHES,
+    seeds: Sequence[int] = SEEDS,
+) -> UsableProbes:
+    """Make probes and leave out the sizes that a member refuses; see `make_probes` for the arguments.
+
+    Where it takes hardly any of `batches` (multiples of four only), multiples of the size it was seen to accept are
+    tried too.
+
+    Raises:
+        UsageError: There is no seed, or a batch size below 1.
+        ModelInputError: The member refuses all sizes; carries its own error.
+    """
+
+    def made(sizes: Sequence[int]) -> list[Probe]:
+        return make_probes(
+            specs,
+            per_member,
+            n_members,
+            example_sizes=example_sizes,
+            dim_ranges=dim_ranges,
+            ranges=ranges,
+            batches=sizes,
+            seeds=seeds,
+            with_extremes=True,
+        )
+
+    found = usable_probes(module, made(batches), per_member)
+    batch = batch_dim(specs)
+    sizes = {probe.batch for probe in found.probes}
+    if found.warnings and batch is not None and len(sizes) < _FEW:
+        more = usable_probes(module, made([factor * example_sizes[batch] for factor in (1, 2, 3)]), per_member)
+        added = [probe for probe in more.probes if probe.batch not in sizes and not probe.is_extreme]
+        found = UsableProbes([*found.probes, *added], found.warnings)
+    masks = [spec.name for spec in specs if _may_be_mask(spec, ranges or {})]
+    if not masks:
+        return found
+    return UsableProbes([_finite(module, probe, masks, per_member) for probe in found.probes], found.warnings)
+
+
+def _may_be_mask(spec: TensorSpec, ranges: Mapping[str, ValueRange]) -> bool:
+    return spec.dtype == "bool" or ("int" in spec.dtype and spec.name not in ranges)
+
+
+def _finite(module: nn.Module, probe: Probe, masks: Sequence[str], per_member: Sequence[str]) -> Probe:
+    """A probe of the same sizes that the member answers with finite numbers, if a change of its masks gives one.
+
+    Attention to nothing but padding is 0/0: whether that is NaN differs between torch's own kernels.
+    """
+    generator = torch.Generator().manual_seed(probe.seed)
+    feed = probe.feed
+    for attempt in range(_ATTEMPTS + 3):
+        changed = Probe(probe.sizes, probe.batch, probe.seed, feed, probe.is_extreme)
+        outputs = run_member(module, changed.member_feed(0, per_member))
+        if all(bool(torch.isfinite(value).all()) for value in outputs.values()):
+            return changed
+        for name in masks:
+            drawn = torch.randint(0, 2, probe.feed[name].shape, generator=generator)
+            if attempt >= _ATTEMPTS:
+                drawn = torch.full_like(drawn, attempt - _ATTEMPTS)
+            feed = {**feed, name: drawn.to(probe.feed[name].dtype)}
+    return probe
+
+
+_ATTEMPTS = 8
+
+
+_FEW = 3  # batch sizes: with two, one of which is often 1, a size that was fixed may go unseen
+
+
+def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequence[str]) -> UsableProbes:
     """Leave out the sizes that a member itself refuses (an image too small, a position table that ends).
 
     Args:
@@ -93,6 +190,7 @@ def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequen
         ModelInputError: The member refuses all of them; carries its own error.
     """
     accepted: dict[tuple[tuple[str, int], ...], bool] = {}
+    extreme = {tuple(probe.sizes.items()) for probe in probes if probe.is_extreme}
     first: Exception | None = None
     for probe in probes:
         key = tuple(probe.sizes.items())
@@ -104,16 +202,23 @@ def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequen
         except EnsexportError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's model says no in its own way; so may the artifact
-            first = first or error
+            first = first or (None if key in extreme else error)
             accepted[key] = False
-    if first is not None and not any(accepted.values()):
+    usable = [probe for probe in probes if accepted[tuple(probe.sizes.items())]]
+    if first is None:
+        return UsableProbes(usable)
+    told = f"{type(first).__name__}: {str(first).strip()[:400]}"
+    if not usable:
         sizes = "; ".join(", ".join(f"{name} {size}" for name, size in key) for key in accepted)
         raise ModelInputError(
-            f"the model accepts none of the sizes it should be compared at ({sizes}): "
-            f"{type(first).__name__}: {str(first).strip()[:400]}",
+            f"the model accepts none of the sizes it should be compared at ({sizes}): {told}",
             hint="Give each dimension that has one possible size a number in --input.",
         ) from first
-    return [probe for probe in probes if accepted[tuple(probe.sizes.items())]]
+    refused = [key for key, is_taken in accepted.items() if not is_taken and key not in extreme]
+    sizes = "; ".join(", ".join(f"{name} {size}" for name, size in key) for key in refused)
+    line = error_line(first)
+    warning = f"not compared at {sizes}, which the model itself refuses: {told}" + (f" ({line})" if line else "")
+    return UsableProbes(usable, (warning,))
 
 
 def _sizes(
@@ -135,6 +240,23 @@ def _sizes(
             step = steps[number % len(steps)] if name in ranges and steps else 0
             sizes[name] = example[name] + step
         yield sizes
+
+
+def _extreme_sizes(
+    specs: Sequence[TensorSpec], usual: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]]
+) -> Iterator[dict[str, int]]:
+    """As small and as large as each dim other than the batch may be, within reason."""
+    batch = batch_dim(specs)
+    others = [name for name in dim_names(specs) if name != batch and name in ranges]
+    small = {name: ranges[name][0] for name in others}
+    large = {name: 2 * usual[name] + 1 if usual[name] <= _LARGE else usual[name] + 7 for name in others}
+    large = {name: min(size, ranges[name][1] or size) for name, size in large.items()}
+    for sizes in (small, large):
+        if any(sizes[name] != usual[name] for name in others):
+            yield {**usual, **sizes}
+
+
+_LARGE = 64
 
 
 def _inside(size: int, bounds: tuple[int, int | None] | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -254,9 +254,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """All checks made on a set of artifacts."""
+    """All checks made on a set of artifacts.
+
+    Attributes:
+        checks: One an output, member, probe and artifact.
+        integer_inputs: Input -> smallest and largest integer it was tried with; None where that depends on another
+            input's size.
+    """
 
     checks: tuple[Check, ...]
+    integer_inputs: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -284,6 +291,7 @@ class ValidationReport:
             "passed": self.passed,
             "tolerance": None if worst is None else json_number(worst.bound),
             "max_error": None if worst is None else json_number(worst.max_rel),
+            "integer_inputs": {name: list(bounds) for name, bounds in self.integer_inputs.items()},
             "checks": [{name: json_number(getattr(check, name)) for name in names} for check in self.checks],
         }
 

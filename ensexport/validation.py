@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ensexport.batching.examples import find_example
-from ensexport.compare import Array, Difference, compare_arrays, is_exact
+from ensexport.batching.examples import find_example, integer_inputs, range_from_json
+from ensexport.compare import Array, Difference, compare_arrays, compare_members, is_exact
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError
 from ensexport.members import Members
-from ensexport.probes import BATCHES, SEEDS, Probe, make_probes, usable_probes
+from ensexport.probes import BATCHES, SEEDS, Probe, find_probes
 from ensexport.runtime import open_runners, read_metadata
 from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, json_number, parse_inputs
@@ -160,17 +160,11 @@ def check_artifact(
                 raise MismatchError(
                     f"'{shown_as}' has no output '{missing[0]}': it returns {', '.join(outputs)}.", hint=_NOT_ROUNDING
                 )
-            for member_index, member in enumerate(references):
-                for name in output_names:
-                    difference, problem = _difference(
-                        member[number].expected[name],
-                        outputs[name],
-                        member_index,
-                        dtype=member[number].dtype[name],
-                        n_members=len(references),
-                        member_axis=member_axis,
-                    )
-                    bound = _bound(tolerance, member[number], name, difference.scale)
+            for name in output_names:
+                row = [member[number] for member in references]
+                compared = _differences(row, name, outputs[name], member_axis)
+                for member_index, (difference, problem) in enumerate(compared):
+                    bound = _bound(tolerance, row[member_index], name, difference.scale)
                     checks.append(
                         Check(
                             artifact=shown_as,
@@ -186,7 +180,7 @@ def check_artifact(
                             index=difference.index,
                             expected=difference.expected,
                             actual=difference.actual,
-                            dtype=member[number].dtype[name],
+                            dtype=row[member_index].dtype[name],
                             seed=probe.seed,
                             problem=problem,
                         )
@@ -201,18 +195,21 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())}"[:400]
 
 
-def _difference(
-    expected: Array, output: Array, member_index: int, *, dtype: str, n_members: int, member_axis: int
-) -> tuple[Difference, str]:
-    """Compare one member's slice of an output; the text says what differs before any value does."""
-    axis = min(member_axis, expected.ndim)
-    shape = (*expected.shape[:axis], n_members, *expected.shape[axis:])
-    if output.shape != shape:
+def _differences(row: Sequence[Reference], name: str, output: Array, member_axis: int) -> list[tuple[Difference, str]]:
+    """Compare each member's slice of an output; the text says what differs before any value does."""
+    shapes = [reference.expected[name].shape for reference in row]
+    axis = min(member_axis, len(shapes[0]))
+    shape = (*shapes[0][:axis], len(row), *shapes[0][axis:])
+    if output.shape != shape or len(set(shapes)) > 1:
         # The shapes are in the text; the slice, if there is one, would tell less.
         nothing = Difference(math.inf, 1.0, (), math.nan, math.nan)
-        return nothing, f"expected shape {shape}, got {output.shape}"
-    difference = compare_arrays(expected, np.take(output, member_index, axis=axis))
-    return difference, "" if str(output.dtype) == dtype else f"expected dtype {dtype}, got {output.dtype}"
+        return [(nothing, f"expected shape {(*s[:axis], len(row), *s[axis:])}, got {output.shape}") for s in shapes]
+    expected = np.stack([reference.expected[name] for reference in row])
+    compared = compare_members(expected, np.moveaxis(output, axis, 0))
+    got = str(output.dtype)
+    wanted = [reference.dtype[name] for reference in row]
+    problems = ["" if got == dtype else f"expected dtype {dtype}, got {got}" for dtype in wanted]
+    return list(zip(compared, problems, strict=True))
 
 
 def _bound(tolerance: Tolerance, reference: Reference, name: str, scale: float) -> float:
@@ -314,16 +311,19 @@ def validate(
             f"{', '.join(example.outputs)}.",
             hint="Give the architecture that was packed.",
         )
-    probes = make_probes(
+    ranges = {name: range_from_json(values) for name, values in metadata.get("ranges", {}).items()}
+    found = find_probes(
+        members.build(0),
         specs,
         per_member,
         len(members),
         example_sizes=example.sizes,
         dim_ranges={name: (bounds[0], bounds[1]) for name, bounds in metadata["dims"].items()},
+        ranges=ranges,
         batches=batches,
         seeds=seeds,
     )
-    probes = usable_probes(members.build(0), probes, per_member)
+    probes = found.probes
     names = dict(zip(example.outputs, metadata["outputs"], strict=True))
     references = [
         [reference.renamed(names) for reference in row]
@@ -341,7 +341,8 @@ def validate(
                 provider=provider,
                 member_axis=metadata["member_axis"],
             )
-        )
+        ),
+        integer_inputs(specs, ranges),
     )
     raise_on_mismatch(report, [member.label for member in members])
     _check_provenance(path, metadata, members, report)

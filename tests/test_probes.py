@@ -2,17 +2,18 @@ import pytest
 import torch
 from torch import nn
 
+from ensexport.batching.examples import BagOffsets, IntegerRange
 from ensexport.errors import ModelInputError, ModelOutputError, UsageError
-from ensexport.probes import BATCHES, SEEDS, make_probes, usable_probes
+from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes, usable_probes
 from ensexport.spec import parse_inputs
 
 OPEN = {"batch": (1, None), "t": (1, None)}
 
 
-def probes_of(inputs, per_member=(), *, n_members=3, sizes=None, ranges=None, **options):
+def probes_of(inputs, per_member=(), *, n_members=3, sizes=None, dims=None, **options):
     sizes = {"batch": 3, "t": 16} if sizes is None else sizes
-    ranges = OPEN if ranges is None else ranges
-    return make_probes(parse_inputs(inputs), per_member, n_members, example_sizes=sizes, dim_ranges=ranges, **options)
+    dims = OPEN if dims is None else dims
+    return make_probes(parse_inputs(inputs), per_member, n_members, example_sizes=sizes, dim_ranges=dims, **options)
 
 
 def test_every_batch_size_is_tried_with_every_seed():
@@ -62,7 +63,7 @@ RANGES = {
 
 @pytest.mark.parametrize(("bounds", "sizes"), RANGES.values(), ids=RANGES)
 def test_batch_sizes_outside_their_range_are_left_out(bounds, sizes):
-    probes = probes_of(["x:float32[batch]"], sizes={"batch": 24}, ranges={"batch": bounds}, seeds=(0,))
+    probes = probes_of(["x:float32[batch]"], sizes={"batch": 24}, dims={"batch": bounds}, seeds=(0,))
     assert [probe.batch for probe in probes] == sizes
 
 
@@ -70,14 +71,14 @@ def test_batch_sizes_outside_their_range_are_left_out(bounds, sizes):
     ("bounds", "sizes"), [((16, 16), {16}), ((1, 16), {15, 16}), ((16, None), {16, 17})], ids=["fixed", "top", "bottom"]
 )
 def test_other_dims_stay_in_their_range(bounds, sizes):
-    probes = probes_of(["x:float32[batch,t]"], ranges={"batch": (1, None), "t": bounds})
+    probes = probes_of(["x:float32[batch,t]"], dims={"batch": (1, None), "t": bounds})
     assert {probe.sizes["t"] for probe in probes} == sizes
 
 
 def test_a_dim_without_a_range_keeps_the_size_that_was_tried():
-    probes = probes_of(["x:float32[batch,t]"], ranges={"batch": (1, None)})
+    probes = probes_of(["x:float32[batch,t]"], dims={"batch": (1, None)})
     assert {probe.sizes["t"] for probe in probes} == {16}
-    probes = probes_of(["x:float32[batch,t]"], ranges={"t": (1, None)}, seeds=(0,))
+    probes = probes_of(["x:float32[batch,t]"], dims={"t": (1, None)}, seeds=(0,))
     assert [probe.batch for probe in probes] == [3]
 
 
@@ -113,11 +114,15 @@ class Table(nn.Module):
 def test_sizes_that_the_model_itself_refuses_are_left_out():
     probes = probes_of(["x:float32[batch,t]"], ["x"])
     module = Table()
-    usable = usable_probes(module, probes, ["x"])
+    found = usable_probes(module, probes, ["x"])
+    usable = found.probes
     assert {probe.sizes["t"] for probe in usable} == {15, 16}
     assert len(usable) == 3 * len(SEEDS)
     assert module.calls == len(BATCHES)  # one try a size
-    assert usable_probes(Table(17), probes, ["x"]) == probes
+    assert found.warnings[0].startswith(
+        "not compared at batch 2, t 17; batch 13, t 17, which the model itself refuses: "
+    )
+    assert usable_probes(Table(17), probes, ["x"]).probes == probes
 
 
 def test_a_model_that_refuses_every_size_is_an_error():
@@ -136,3 +141,60 @@ def test_an_error_of_our_own_is_passed_on():
 
     with pytest.raises(ModelOutputError, match="the model returns a str"):
         usable_probes(Text(), probes_of(["x:float32[batch,t]"]), [])
+
+
+def found_probes(module, inputs, **options):
+    sizes = {"batch": 3, "t": 16}
+    return find_probes(module, parse_inputs(inputs), (), 3, example_sizes=sizes, dim_ranges=OPEN, **options)
+
+
+def test_dims_other_than_the_batch_are_tried_far_from_the_example_if_the_model_takes_it():
+    inputs = ["x:float32[batch,t]"]
+    assert {probe.sizes["t"] for probe in found_probes(Table(99), inputs).probes} == {1, 15, 16, 17, 35}
+    found = found_probes(Table(17), inputs)
+    assert {probe.sizes["t"] for probe in found.probes} == {1, 15, 16, 17}
+    assert found.warnings == ()  # nobody asked for 35
+
+
+class Multiple(nn.Module):
+    def forward(self, x):
+        return x.view(x.shape[0] // 3, 3, -1).sum(1)
+
+
+def test_a_model_that_takes_hardly_any_batch_size_is_tried_at_multiples():
+    found = found_probes(Multiple(), ["x:float32[batch,4]"])
+    assert {probe.batch for probe in found.probes} == {3, 6, 9}
+    assert "not compared at batch 1; batch 2; batch 7; batch 13, which the model itself refuses: " in found.warnings[0]
+    assert "(test_probes.py:" in found.warnings[0]
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask):
+        return x.masked_fill(mask, float("-inf")).softmax(-1)
+
+
+def test_masks_are_drawn_so_that_the_answers_are_finite():
+    inputs = ["x:float32[batch,t]", "mask:bool[batch,t]"]
+    found = found_probes(Masked(), inputs)
+    assert {probe.sizes["t"] for probe in found.probes} == {1, 15, 16, 17, 35}
+    assert all(torch.isfinite(Masked()(**probe.feed)).all() for probe in found.probes)
+    assert any(probe.feed["mask"].any() for probe in found.probes)
+
+
+def test_integers_are_drawn_from_the_whole_of_their_range():
+    ranges = {"ids": IntegerRange(torch.tensor([[0, 5]]), torch.tensor([[9, 300]]))}
+    ids = torch.cat([probe.feed["ids"] for probe in probes_of(["ids:int32[batch,2]"], batches=(99,), ranges=ranges)])
+    assert ids.dtype is torch.int32
+    assert ids[:, 0].unique().tolist() == list(range(9))
+    assert (ids[:, 0] < 2).float().mean() > 0.3  # 0 and 1 often mean something: padding, the unknown word
+    assert ids[:, 1].min() >= 5
+    assert 250 < ids[:, 1].max() < 300
+
+
+def test_offsets_of_bags_rise_from_0_to_the_number_of_ids():
+    probes = probes_of(["ids:int64[t]", "starts:int64[batch]"], ranges={"starts": BagOffsets("ids", has_end=True)})
+    for probe in probes:
+        starts = probe.feed["starts"]
+        assert starts.equal(starts.sort().values)
+        assert starts[-1] == probe.sizes["t"]
+        assert len(starts) == 1 or starts[0] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,12 @@ from ensexport.batching.source import error_line
 from ensexport.errors import EnsexportError, ModelInputError, RandomModelError
 from ensexport.spec import TensorSpec, batch_dim, dim_names
 from ensexport.stacking.baseline import Feed, run_member
+from ensexport.stacking.state import named_tensors
 
 _BATCH = 3
+# A model may take one batch size only: then these are tried, and what its own tensors have.
+_BATCHES = (2, 4, 8, 16, 32, 64, 10, 12, 24, 100, 1)
+_MAX_BATCH = 256
 # Sizes to try for dynamic dims other than the batch: convnets need some room, position tables have an end.
 _SIZES = (16, 32, 64, 8, 128, 224, 4, 2)
 
@@ -27,10 +32,118 @@ class Example:
     outputs: Mapping[str, torch.Tensor]
 
 
-def random_feed(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int) -> Feed:
-    """Return random inputs: normal floats, integers from {0, 1} (valid in every table), fair booleans."""
+@dataclass(frozen=True)
+class IntegerRange:
+    """The integers an input may hold: `low <= value < high`.
+
+    Attributes:
+        low: Broadcasts against the input.
+        high: Likewise; where it is `low`, nothing is known.
+    """
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def draw(self, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return `tensor` with integers where they are known; every fourth is 0 or 1, which often mean something."""
+        shape = tensor.shape
+        low, high = self.low.expand(shape), self.high.expand(shape)
+        share = torch.rand(shape, generator=generator, dtype=torch.float64)
+        drawn = low + (share * (high - low)).to(torch.int64)
+        special = torch.randint(0, 2, shape, generator=generator)
+        is_special = (torch.rand(shape, generator=generator) < 0.25) & (special >= low) & (special < high)
+        return torch.where(low < high, torch.where(is_special, special, drawn).to(tensor.dtype), tensor)
+
+    @property
+    def bounds(self) -> tuple[int, int | None]:
+        """Smallest and largest value that is drawn."""
+        is_known = self.low < self.high
+        return int(self.low[is_known].min()), int(self.high[is_known].max()) - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `range_from_json` reads."""
+        return {"low": self.low.tolist(), "high": self.high.tolist()}
+
+
+@dataclass(frozen=True)
+class BagOffsets:
+    """Where the bags of an `nn.EmbeddingBag` start among the ids: rising from 0 to at most their number.
+
+    Attributes:
+        of: The input that holds the ids.
+        has_end: Is the last one the number of ids itself (`include_last_offset`)?
+    """
+
+    of: str
+    has_end: bool
+
+    def draw(self, tensor: torch.Tensor, generator: torch.Generator, n_ids: int) -> torch.Tensor:
+        """Return sorted offsets in the shape and dtype of `tensor`; the first is 0."""
+        drawn = torch.randint(0, n_ids + 1, tensor.shape, generator=generator).sort(-1).values
+        drawn[..., 0] = 0
+        if self.has_end:
+            drawn[..., -1] = n_ids
+        return drawn.to(tensor.dtype)
+
+    @property
+    def bounds(self) -> tuple[int, int | None]:
+        """They start at 0 and end with the ids."""
+        return 0, None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `range_from_json` reads."""
+        return {"offsets_of": self.of, "has_end": self.has_end}
+
+
+ValueRange = IntegerRange | BagOffsets
+
+
+def range_from_json(value: Mapping[str, Any]) -> ValueRange:
+    """Read what `to_json` wrote."""
+    if "offsets_of" in value:
+        return BagOffsets(value["offsets_of"], value["has_end"])
+    return IntegerRange(torch.tensor(value["low"]), torch.tensor(value["high"]))
+
+
+def integer_inputs(specs: Sequence[TensorSpec], ranges: Mapping[str, ValueRange]) -> dict[str, tuple[int, int | None]]:
+    """Return the smallest and largest value that is drawn for each integer input (None: depends on other sizes)."""
+    integers = [spec.name for spec in specs if spec.name in ranges or "int" in spec.dtype]
+    return {name: ranges[name].bounds if name in ranges else (0, 1) for name in integers}
+
+
+def random_feed(
+    specs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    seed: int,
+    *,
+    ranges: Mapping[str, ValueRange] | None = None,
+    per_member: Sequence[str] = (),
+    n_members: int = 1,
+) -> Feed:
+    """Return random inputs of the given sizes.
+
+    Args:
+        specs: The inputs as one member sees them.
+        sizes: The size of each dynamic dim.
+        seed: Of the random numbers.
+        ranges: The values of inputs for which they are known; else floats are normal, integers 0 or 1 (valid in every
+            table), booleans fair.
+        per_member: Names of the inputs with a leading N.
+        n_members: N.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return {spec.name: random_tensor(spec.dtype, spec.shape(dict(sizes)), generator) for spec in specs}
+    feed: Feed = {}
+    known = ranges or {}
+    for spec in specs:
+        shape = spec.shape(dict(sizes))
+        drawn = random_tensor(spec.dtype, (n_members, *shape) if spec.name in per_member else shape, generator)
+        values = known.get(spec.name)
+        feed[spec.name] = values.draw(drawn, generator) if isinstance(values, IntegerRange) else drawn
+    for name, values in known.items():
+        if isinstance(values, BagOffsets):
+            ids = feed[values.of][0] if values.of in per_member else feed[values.of]
+            feed[name] = values.draw(feed[name], generator, ids.numel())
+    return feed
 
 
 def random_tensor(dtype: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -42,15 +155,14 @@ def random_tensor(dtype: str, shape: tuple[int, ...], generator: torch.Generator
 
 
 def find_example(module: nn.Module, specs: Sequence[TensorSpec]) -> Example:
-    """Run a member on inputs of the specified shapes, at the first sizes it accepts, twice.
+    """Run a member on inputs of the specified shapes, at the first sizes and values it accepts, twice.
 
     Raises:
-        ModelInputError: It accepts none of the sizes tried; carries the model's own error and line.
+        ModelInputError: It accepts none of those tried; carries the model's own error and line.
         RandomModelError: Two runs on the same input differ.
     """
     first: Exception | None = None
-    for sizes in _candidates(specs):
-        feed = random_feed(specs, sizes, seed=0)
+    for sizes, feed in _candidates(module, specs):
         try:
             outputs = run_member(module, feed)
             again = run_member(module, feed)
@@ -60,7 +172,8 @@ def find_example(module: nn.Module, specs: Sequence[TensorSpec]) -> Example:
             first = first or error
             continue
         for name, value in outputs.items():
-            if not torch.equal(torch.nan_to_num(value), torch.nan_to_num(again[name])):
+            other = again[name]
+            if value.shape != other.shape or not torch.equal(torch.nan_to_num(value), torch.nan_to_num(other)):
                 raise RandomModelError(
                     f"cannot pack the model: output '{name}' differs between two runs on the same input in eval mode.",
                     hint="Remove the random numbers or the hidden state from forward.",
@@ -75,12 +188,50 @@ def find_example(module: nn.Module, specs: Sequence[TensorSpec]) -> Example:
     ) from first
 
 
-def _candidates(specs: Sequence[TensorSpec]) -> Iterator[dict[str, int]]:
+def _candidates(module: nn.Module, specs: Sequence[TensorSpec]) -> Iterator[tuple[dict[str, int], Feed]]:
+    """Yield the likely sizes and values first: a model that takes none of them costs a run for each."""
+    likely, unlikely = _sizes(module, specs)
+    for sizes in likely:
+        yield sizes, random_feed(specs, sizes, seed=0)
+    for change in (_zero_integers, _one_integers, _numbers_below_one):
+        for sizes in likely:
+            yield sizes, change(random_feed(specs, sizes, seed=0))
+    for sizes in unlikely:
+        yield sizes, random_feed(specs, sizes, seed=0)
+
+
+def _zero_integers(feed: Feed) -> Feed:
+    """Offsets begin with 0; a table may have one row."""
+    return _with_integers(feed, 0)
+
+
+def _one_integers(feed: Feed) -> Feed:
+    """Some count from one."""
+    return _with_integers(feed, 1)
+
+
+def _with_integers(feed: Feed, value: int) -> Feed:
+    is_kept = {name: tensor.is_floating_point() or tensor.dtype is torch.bool for name, tensor in feed.items()}
+    return {name: tensor if is_kept[name] else torch.full_like(tensor, value) for name, tensor in feed.items()}
+
+
+def _numbers_below_one(feed: Feed) -> Feed:
+    """Columns of categories in a float tensor become row number 0."""
+    return {
+        name: torch.frac(tensor.abs()) if tensor.is_floating_point() else tensor
+        for name, tensor in _zero_integers(feed).items()
+    }
+
+
+def _sizes(module: nn.Module, specs: Sequence[TensorSpec]) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Sizes to try, then those for a model that takes one batch size only, so that it can be said which."""
     batch = batch_dim(specs)
     others = [name for name in dim_names(specs) if name != batch]
-    base = {} if batch is None else {batch: _BATCH}
-    if not others:
-        yield base
-        return
-    for size in _SIZES:
-        yield {**base, **dict.fromkeys(others, size)}
+    rest = [dict.fromkeys(others, size) for size in (_SIZES if others else _SIZES[:1])]
+    if batch is None:
+        return rest, []
+    fixed = {size for tensor in named_tensors(module).values() for size in tensor.shape if 1 < size <= _MAX_BATCH}
+    batches = list(dict.fromkeys((*_BATCHES, *sorted(fixed)[:16])))
+    return [{batch: _BATCH, **sizes} for sizes in rest], [
+        {batch: size, **sizes} for size in batches for sizes in rest[:2]
+    ]

@@ -6,9 +6,7 @@ flat tuple of tensors: dicts, dataclasses and None never reach the engine.
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +17,12 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from ensexport.batching.capturing import FixedSize, capturing
 from ensexport.batching.examples import Example
 from ensexport.batching.functional import functionalized
-from ensexport.batching.recurrent import restore_aten, symbolic_time
+from ensexport.batching.recurrent import restore_aten
 from ensexport.batching.regions import inline_regions
 from ensexport.batching.source import error_line, source_line
 from ensexport.errors import (
@@ -138,17 +138,18 @@ def _exported(flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch
     """Export with named dims; where the model itself bounds them (`height >= 4`), let torch.export find the bounds."""
     named = {name: Dim(name, min=1) for name in dim_names(specs)}
     free = dict.fromkeys(named, Dim.DYNAMIC)
+    fixed: list[FixedSize] = []
     try:
-        return _export(flat, specs, tensors, named)
+        return _export(flat, specs, tensors, named, fixed)
     except EnsexportError:
         raise
     except Exception as error:
-        explained = _explained(error, specs)
+        explained = _explained(error, specs, fixed)
         if not isinstance(explained, FrozenDimError):
             raise explained from error
         first = error
     try:
-        return _export(flat, specs, tensors, free)
+        return _export(flat, specs, tensors, free, [])
     except EnsexportError:
         raise
     except Exception:  # noqa: BLE001 - as above
@@ -156,15 +157,21 @@ def _exported(flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch
 
 
 def _export(
-    flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch.Tensor, ...], dims: Mapping[str, Any]
+    flat: nn.Module,
+    specs: Sequence[TensorSpec],
+    tensors: tuple[torch.Tensor, ...],
+    dims: Mapping[str, Any],
+    fixed: list[FixedSize],
 ) -> ExportedProgram:
     shapes = tuple({dim: dims[name] for dim, name in enumerate(spec.dims) if isinstance(name, str)} for spec in specs)
-    with warnings.catch_warnings(), _quiet(), torch.no_grad(), symbolic_time():
-        warnings.simplefilter("ignore")
-        return torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
+    with capturing(flat) as noted:
+        try:
+            return torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
+        finally:
+            fixed += noted
 
 
-def _explained(error: Exception, specs: Sequence[TensorSpec]) -> EnsexportError:
+def _explained(error: Exception, specs: Sequence[TensorSpec], fixed: Sequence[FixedSize]) -> EnsexportError:
     text = str(error)
     line = error_line(error)
     where = f" ({line})" if line else ""
@@ -179,8 +186,13 @@ def _explained(error: Exception, specs: Sequence[TensorSpec]) -> EnsexportError:
     if frozen or "Constraints violated" in text:
         dims = ", ".join(f"'{name}' (fixed at {size})" for name, size in dict(frozen).items())
         dims = dims or ", ".join(f"'{name}'" for name in dim_names(specs))
+        sizes = {int(size) for _, size in frozen}
+        lines = [item.line for item in fixed if item.size in sizes or not sizes]
+        where = f" at {lines[0]}" if lines else where
+        # With the line, torch's own words add nothing.
         return FrozenDimError(
-            f"cannot keep the promise that {dims} is dynamic: the model fixes it{where}. {_reason(text)}".strip(),
+            f"cannot keep the promise that {dims} is dynamic: the model fixes it{where}. "
+            f"{'' if lines else _reason(text)}".strip(),
             hint="Give that dimension a number in --input, or take the fixed size out of the model's code.",
         )
     return UnsupportedModelError(
@@ -245,6 +257,7 @@ def _described(program: ExportedProgram, specs: tuple[TensorSpec, ...], names: t
                 hint="Guard the update with `if self.training:`, or compute it without storing.",
             )
         outputs.append(nodes[out.arg.name])
+    _refuse_data_dependent_shapes(outputs, program)
     ranges, symbols = _dims(program, specs, inputs)
     return MemberGraph(
         program,
@@ -257,6 +270,20 @@ def _described(program: ExportedProgram, specs: tuple[TensorSpec, ...], names: t
         ranges,
         symbols,
     )
+
+
+def _refuse_data_dependent_shapes(outputs: Sequence[fx.Node], program: ExportedProgram) -> None:
+    """Members would return different shapes for one input: there is no `(N, ...)` of them."""
+    for output in outputs:
+        if not free_unbacked_symbols(output.meta["val"]):
+            continue
+        maker = next(node for node in program.graph.nodes if free_unbacked_symbols(node.meta.get("val")))
+        line = source_line(maker)
+        raise ControlFlowError(
+            f"cannot pack the model: the shape of an output depends on the values of its data "
+            f"({maker.target}{f', {line}' if line else ''}).",
+            hint="Return all elements and a mask instead: the members' results must have one shape.",
+        )
 
 
 def _dims(
@@ -283,18 +310,3 @@ def _dims(
                 # torch.export says 2 of a free dim whatever the model does with 1; the validation tries 1.
                 ranges.setdefault(dim, (1 if lower <= 2 else lower, upper))
     return ranges, symbols
-
-
-class _quiet:  # noqa: N801 - used like contextlib.suppress
-    """Keep torch.export's own logging out of the user's terminal; what matters is in our error."""
-
-    _LOGGERS = ("torch.export", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch._export")
-
-    def __enter__(self) -> None:
-        self._levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in self._LOGGERS]
-        for logger, _ in self._levels:
-            logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_error: object) -> None:
-        for logger, level in self._levels:
-            logger.setLevel(level)

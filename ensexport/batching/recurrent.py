@@ -20,6 +20,8 @@ from torch.nn.modules import rnn as _rnn_module
 from ensexport.batching.context import Context
 from ensexport.batching.ladder import unrolled
 from ensexport.batching.registry import rule
+from ensexport.batching.source import source_line
+from ensexport.errors import ExportError
 
 aten = torch.ops.aten
 
@@ -77,7 +79,7 @@ for _kind in ("gru", "rnn_tanh", "rnn_relu"):
 def symbolic_time() -> Iterator[None]:
     """Let `nn.LSTM`, `nn.GRU` and `nn.RNN` call our stand-ins while a member is exported.
 
-    Packed sequences and projections keep torch's own path: ONNX has no form for them.
+    Packed sequences keep torch's own path.
     """
     functions: Any = vars(_rnn_module)["_VF"]
     replaced = {kind: getattr(functions, kind) for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
@@ -98,9 +100,6 @@ def _stand_in(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
         if is_packed:
             return original(*args)
         x, hx, weights, has_biases, num_layers, _dropout, _train, bidirectional, batch_first = args
-        per_layer = len(weights) // (num_layers * (2 if bidirectional else 1))
-        if per_layer != (4 if has_biases else 2):
-            return original(*args)
         state = list(hx) if kind == "lstm" else hx
         return own(x, state, list(weights), has_biases, num_layers, bidirectional, batch_first)
 
@@ -125,9 +124,14 @@ def use_stand_ins(graph: fx.Graph) -> None:
         if node.target in STAND_IN_OF:
             x, hx, weights, has_biases, num_layers, _dropout, _train, bidirectional, batch_first = node.args
             per_layer = len(weights) // (num_layers * (2 if bidirectional else 1))
-            if per_layer == (4 if has_biases else 2):
-                node.target = STAND_IN_OF[node.target]
-                node.args = (x, hx, weights, has_biases, num_layers, bidirectional, batch_first)
+            if per_layer != (4 if has_biases else 2):
+                line = source_line(node)
+                raise ExportError(
+                    f"cannot write ONNX: it has no form for an LSTM with proj_size{f' ({line})' if line else ''}.",
+                    hint="Ship .ts or .pt2 for this model.",
+                )
+            node.target = STAND_IN_OF[node.target]
+            node.args = (x, hx, weights, has_biases, num_layers, bidirectional, batch_first)
 
 
 def _one_layer_a_member(op: OpOverload) -> Any:

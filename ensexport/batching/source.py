@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -40,9 +41,21 @@ def error_line(error: BaseException) -> str:
     return found
 
 
-def _innermost(tb: TracebackType | None) -> str:
-    frames = [frame for frame in traceback.extract_tb(tb) if _is_users(frame.filename)]
-    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    if not frames:
+def line_of_frames(frames: Iterable[traceback.FrameSummary]) -> str:
+    """Return `file.py:12 in forward: y = x.view(8, -1)` for the innermost frame of the user's code."""
+    frame = _users(frames)
+    if frame is None:
         return ""
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
+    where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+    return f"{where}: {frame.line.strip()[:120]}" if frame.line else where
+
+
+def _innermost(tb: TracebackType | None) -> str:
+    frame = _users(traceback.extract_tb(tb))
+    return "" if frame is None else f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+
+
+def _users(frames: Iterable[traceback.FrameSummary]) -> traceback.FrameSummary | None:
+    users = [frame for frame in frames if _is_users(frame.filename)]
+    users = [frame for frame in users if "site-packages" not in frame.filename] or users
+    return users[-1] if users else None

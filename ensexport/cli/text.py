@@ -38,6 +38,8 @@ def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     batches = sorted({check["batch"] for check in checks if check["batch"] is not None})
     where = f" at batch {', '.join(map(str, batches))}" if batches else ""
     yield f"proof: {len(checks)} comparisons with the loop over the members{where}, all within tolerance"
+    for name, (low, high) in validation["integer_inputs"].items():
+        yield f"  integers in {name}: {low} to {'the number of ids' if high is None else high}"
     yield f"  worst error {validation['max_error']:.2g} of the largest value, allowed {validation['tolerance']:.2g}"
 
 
