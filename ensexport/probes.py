@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ class Probe:
         seed: Seed of the values.
         feed: Inputs of the ensemble by name: `(N, B, ...)` for per-member ones, `(B, ...)` for shared ones.
         is_extreme: Are the dims other than the batch far from what the member was seen to accept? It may refuse that.
+        base: Index of the probe whose rows these are, over and over: row i is its row i modulo its batch size.
+        is_brief: Not run without ONNX Runtime's graph optimisation, which is slow.
     """
 
     sizes: Mapping[str, int]
@@ -35,6 +38,8 @@ class Probe:
     seed: int
     feed: Feed
     is_extreme: bool = False
+    base: int | None = None
+    is_brief: bool = False
 
     def member_feed(self, member_index: int, per_member: Sequence[str]) -> Feed:
         """The inputs as one member gets them."""
@@ -94,10 +99,12 @@ class UsableProbes:
     Attributes:
         probes: Those of the sizes that it accepts.
         warnings: Which batch sizes it refuses.
+        seconds: How long a member took on one probe of each size.
     """
 
     probes: list[Probe]
     warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def find_probes(
@@ -141,11 +148,48 @@ def find_probes(
     if found.warnings and batch is not None and len(sizes) < _FEW:
         more = usable_probes(module, made([factor * example_sizes[batch] for factor in (1, 2, 3)]), per_member)
         added = [probe for probe in more.probes if probe.batch not in sizes and not probe.is_extreme]
-        found = UsableProbes([*found.probes, *added], found.warnings)
+        found = UsableProbes([*found.probes, *added], found.warnings, found.seconds)
+    if n_members * found.seconds * len(seeds) * _SHARE > _MAX_S:
+        return UsableProbes(_cheap(found.probes, specs, per_member), found.warnings)
     masks = [spec.name for spec in specs if _may_be_mask(spec, ranges or {})]
     if not masks:
         return found
     return UsableProbes([_finite(module, probe, masks, per_member) for probe in found.probes], found.warnings)
+
+
+_MAX_S = 10.0  # what comparing may take before it is made cheaper
+_SHARE = 6  # how long all comparing takes, float64 and artifacts, as a share of the loop in the members' own dtype
+
+
+def _cheap(probes: Sequence[Probe], specs: Sequence[TensorSpec], per_member: Sequence[str]) -> list[Probe]:
+    """Fewer probes for members that take seconds: one seed, and the same few rows at every batch size.
+
+    Where a member treats its rows one by one, which the loop finds out at the small sizes, it need not be run again
+    on the same rows at the large ones. The artifact is run at all of them.
+    """
+    batch = batch_dim(specs)
+    first = [probe for probe in probes if probe.seed == probes[0].seed]
+    usual = [probe for probe in first if not probe.is_extreme]
+    bases = [probe for probe in usual if probe.batch is not None and 1 < probe.batch <= _ROWS]
+    if batch is None or not bases:
+        return [replace(probe, is_brief=True) for probe in first]
+    base = max(bases, key=lambda probe: probe.batch or 0)
+    ordered = [base, *(probe for probe in usual if probe is not base)]
+    made = [base]
+    for probe in ordered[1:]:
+        feed = {}
+        for spec in specs:
+            tensor = base.feed[spec.name]
+            for dim, name in enumerate(spec.dims):
+                if name == batch:
+                    rows = torch.arange(probe.batch or 0) % (base.batch or 1)
+                    tensor = tensor.index_select(dim + (spec.name in per_member), rows)
+            feed[spec.name] = tensor
+        made.append(Probe({**base.sizes, batch: probe.batch or 0}, probe.batch, base.seed, feed, base=0, is_brief=True))
+    return [*made, *(replace(probe, is_brief=True) for probe in first if probe.is_extreme)]
+
+
+_ROWS = 4
 
 
 def _may_be_mask(spec: TensorSpec, ranges: Mapping[str, ValueRange]) -> bool:
@@ -192,6 +236,7 @@ def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequen
     accepted: dict[tuple[tuple[str, int], ...], bool] = {}
     extreme = {tuple(probe.sizes.items()) for probe in probes if probe.is_extreme}
     first: Exception | None = None
+    begin = time.perf_counter()
     for probe in probes:
         key = tuple(probe.sizes.items())
         if key in accepted:
@@ -204,9 +249,10 @@ def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequen
         except Exception as error:  # noqa: BLE001 - the user's model says no in its own way; so may the artifact
             first = first or (None if key in extreme else error)
             accepted[key] = False
+    seconds = time.perf_counter() - begin
     usable = [probe for probe in probes if accepted[tuple(probe.sizes.items())]]
     if first is None:
-        return UsableProbes(usable)
+        return UsableProbes(usable, (), seconds)
     told = f"{type(first).__name__}: {str(first).strip()[:400]}"
     if not usable:
         sizes = "; ".join(", ".join(f"{name} {size}" for name, size in key) for key in accepted)
@@ -218,7 +264,7 @@ def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequen
     sizes = "; ".join(", ".join(f"{name} {size}" for name, size in key) for key in refused)
     line = error_line(first)
     warning = f"not compared at {sizes}, which the model itself refuses: {told}" + (f" ({line})" if line else "")
-    return UsableProbes(usable, (warning,))
+    return UsableProbes(usable, (warning,), seconds)
 
 
 def _sizes(
