@@ -17,7 +17,7 @@ from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.examples import ValueRange, find_example, integer_inputs
 from ensexport.batching.integers import accepted_ranges
 from ensexport.batching.member_graph import MemberGraph, capture_member
-from ensexport.errors import UsageError
+from ensexport.errors import ArtifactError, ExportError, UsageError
 from ensexport.members import Members, weights_digest
 from ensexport.probes import BATCHES, SEEDS, find_probes
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
@@ -177,16 +177,25 @@ def export(
             references = [[reference.renamed(renamed) for reference in row] for row in references]
             checks: list[Check] = []
             for target in targets:
-                checks += check_artifact(
-                    staging.path(target),
-                    str(target),
-                    references,
-                    probes,
-                    output_names=names,
-                    tolerance=tolerance or Tolerance(),
-                    provider=provider,
-                    member_axis=member_axis,
-                )
+                try:
+                    checks += check_artifact(
+                        staging.path(target),
+                        str(target),
+                        references,
+                        probes,
+                        output_names=names,
+                        tolerance=tolerance or Tolerance(),
+                        provider=provider,
+                        member_axis=member_axis,
+                        source=ensemble,
+                        member_names=tuple(example.outputs),
+                        per_member=per_member,
+                    )
+                except ArtifactError as error:
+                    raise ExportError(
+                        f"cannot write '{target}': what the exporter made of the model does not load: {error.message}",
+                        hint="Ship another format for this model: .onnx, .ts or .pt2.",
+                    ) from error
             report = ValidationReport(tuple(checks), integer_inputs(specs, ranges))
             raise_on_mismatch(report, ensemble.labels)
         with clock.stage("write"):
@@ -194,7 +203,12 @@ def export(
                 _artifact(staging.path(target), target, kind) for target, kind in zip(targets, formats, strict=True)
             )
             staging.commit()
-    warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *notes, *found.warnings)
+    warnings = (
+        *(ensemble.warnings if isinstance(ensemble, Members) else ()),
+        *notes,
+        *found.warnings,
+        *_rounding_notes(checks),
+    )
     return ExportReport(artifacts, report, batched.plan, clock.seconds, member.dim_ranges, warnings)
 
 
@@ -202,6 +216,13 @@ def equal_in_all(states: Sequence[Mapping[str, torch.Tensor]]) -> frozenset[str]
     """Names of the parameters and buffers that are bit-equal in all members: those are kept once."""
     first, *others = states
     return frozenset(name for name in first if all(torch.equal(first[name], state[name]) for state in others))
+
+
+def _rounding_notes(checks: Sequence[Check]) -> Iterator[str]:
+    """One line an output whose integers differ by rounding."""
+    noted = {check.output: check for check in checks if check.note}
+    for name, check in noted.items():
+        yield f"output '{name}' of '{check.artifact}' is not equal everywhere: {check.note}"
 
 
 def _per_member_of(ensemble: Ensemble | Members, specs: Sequence[TensorSpec]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ensexport.batching.examples import ValueRange, random_feed
+from ensexport.batching.examples import ValueRange, random_feed, random_tensor
 from ensexport.batching.source import error_line
 from ensexport.errors import EnsexportError, ModelInputError, UsageError
 from ensexport.spec import TensorSpec, batch_dim, dim_names
@@ -69,7 +69,7 @@ def make_probes(
         ranges: What the elements of an input may be, where it is known.
         batches: Sizes of the batch dim; those outside its range are left out.
         seeds: One set of random values each.
-        with_extremes: Add two probes with every other dynamic dim as small and as large as it may be.
+        with_extremes: Add probes with every other dynamic dim as small as it may be, and about twice as large.
 
     Raises:
         UsageError: There is no seed, or a batch size below 1.
@@ -209,10 +209,9 @@ def _finite(module: nn.Module, probe: Probe, masks: Sequence[str], per_member: S
         if all(bool(torch.isfinite(value).all()) for value in outputs.values()):
             return changed
         for name in masks:
-            drawn = torch.randint(0, 2, probe.feed[name].shape, generator=generator)
-            if attempt >= _ATTEMPTS:
-                drawn = torch.full_like(drawn, attempt - _ATTEMPTS)
-            feed = {**feed, name: drawn.to(probe.feed[name].dtype)}
+            shape, kind = tuple(probe.feed[name].shape), probe.feed[name].dtype
+            drawn = random_tensor(str(kind).removeprefix("torch."), shape, generator)
+            feed = {**feed, name: drawn if attempt < _ATTEMPTS else torch.full_like(drawn, attempt - _ATTEMPTS)}
     return probe
 
 
@@ -294,10 +293,13 @@ def _extreme_sizes(
     """As small and as large as each dim other than the batch may be, within reason."""
     batch = batch_dim(specs)
     others = [name for name in dim_names(specs) if name != batch and name in ranges]
-    small = {name: ranges[name][0] for name in others}
-    large = {name: 2 * usual[name] + 1 if usual[name] <= _LARGE else usual[name] + 7 for name in others}
-    large = {name: min(size, ranges[name][1] or size) for name, size in large.items()}
-    for sizes in (small, large):
+    # One place in a mask would be all of it, see `random_tensor`.
+    masked = {spec.dims[-1] for spec in specs if len(spec.dims) > 1 and not spec.dtype.startswith(("float", "bfloat"))}
+    small = {name: max(ranges[name][0], 2 if name in masked else 1) for name in others}
+    double = {name: 2 * usual[name] if usual[name] <= _LARGE else usual[name] + 8 for name in others}
+    odd = {name: size + 1 for name, size in double.items()}
+    for wanted in (small, double, odd):
+        sizes = {name: min(size, ranges[name][1] or size) for name, size in wanted.items()}
         if any(sizes[name] != usual[name] for name in others):
             yield {**usual, **sizes}
 

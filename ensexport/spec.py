@@ -215,6 +215,7 @@ class Check:
         optimization: ONNX Runtime's graph optimisation level, empty elsewhere.
         seed: Seed of the random inputs.
         problem: What differs before any value does, such as `dtype float16 is expected, float32 came`; else empty.
+        note: Why integers that differ passed: the member's own do, when its weights change by rounding; else empty.
     """
 
     artifact: str
@@ -233,6 +234,7 @@ class Check:
     optimization: str = ""
     seed: int = 0
     problem: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,12 +274,12 @@ class ValidationReport:
 
     @property
     def worst(self) -> Check:
-        """The check that uses up most of its bound; a failed one comes before any that passed.
+        """The check that uses up most of its bound; a failed one comes first, one that passed with a note last.
 
         Raises:
             ValueError: There are no checks.
         """
-        return max(self.checks, key=lambda check: (not check.passed, check.max_rel / (check.bound or 1e-300)))
+        return max(self.checks, key=_severity)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the `validation` object of the JSON contract; see `json_number` for NaN and Inf.
@@ -285,7 +287,7 @@ class ValidationReport:
         Without any check, `tolerance` and `max_error` are null.
         """
         names = ("artifact", "provider", "batch", "member_index", "output", "max_abs", "max_rel", "passed",
-                 "bound", "optimization", "seed", "problem")  # fmt: skip
+                 "bound", "optimization", "seed", "problem", "note")  # fmt: skip
         worst = self.worst if self.checks else None
         return {
             "passed": self.passed,
@@ -294,6 +296,10 @@ class ValidationReport:
             "integer_inputs": {name: list(bounds) for name, bounds in self.integer_inputs.items()},
             "checks": [{name: json_number(getattr(check, name)) for name in names} for check in self.checks],
         }
+
+
+def _severity(check: Check) -> tuple[bool, bool, float]:
+    return not check.passed, not check.note, check.max_rel / (check.bound or 1e-300)
 
 
 def json_number(value: Any) -> Any:

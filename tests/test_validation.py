@@ -472,14 +472,32 @@ def test_a_model_that_insists_on_its_dtype_is_its_own_reference(tmp_path):
 
 class Picky(Times):
     def forward(self, x):
-        if x.dtype == torch.float64:
+        assert x.dtype is torch.float32, "the model's own words"
+        return x * self.weight
+
+
+def test_a_model_that_refuses_float64_in_its_own_way_is_its_own_reference(tmp_path):
+    members = times(tmp_path, Picky)
+    assert validate(by_hand(tmp_path / "good.ts", TimesTwo(1.0)), members).passed
+    assert "at member 1 (" in refusal(by_hand(tmp_path / "bad.ts", TimesTwo(1.001)), members).message
+
+
+class Moody(Times):
+    runs = 0
+
+    def forward(self, x):
+        Moody.runs += 1
+        if Moody.runs > 10:
             raise RuntimeError("the model's own words")
         return x * self.weight
 
 
-def test_an_error_of_the_loop_is_not_taken_for_a_matter_of_dtypes(tmp_path):
-    with pytest.raises(RuntimeError, match="the model's own words"):
-        validate(by_hand(tmp_path / "a.ts", Right()), times(tmp_path, Picky))
+def test_an_error_of_the_loop_names_the_member_and_the_line(tmp_path):
+    with pytest.raises(
+        ModelInputError, match=r"member 0 fails on random inputs.*the model's own words \(test_valid"
+    ) as e:
+        validate(by_hand(tmp_path / "a.ts", Right()), times(tmp_path, Moody))
+    assert e.value.details["member_index"] == 0
 
 
 # -- what cannot be compared -------------------------------------------------------------------------
