@@ -193,7 +193,7 @@ def export(
                     )
                 except ArtifactError as error:
                     raise ExportError(
-                        f"cannot write '{target}': what the exporter made of the model does not load: {error.message}",
+                        f"cannot write '{target}': what the exporter made of the model does not run: {error.message}",
                         hint="Ship another format for this model: .onnx, .ts or .pt2.",
                     ) from error
             report = ValidationReport(tuple(checks), integer_inputs(specs, ranges))

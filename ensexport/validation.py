@@ -10,6 +10,7 @@ Names come first, then dtypes and shapes, then values: an output of another dtyp
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -232,6 +233,11 @@ def check_artifact(
             except EnsexportError:
                 raise
             except Exception as error:
+                if re.search("NOT_IMPLEMENTED|not support", str(error)):
+                    raise ArtifactError(
+                        f"'{shown_as}' cannot be run {where}: {_describe(error)}",
+                        hint="What runs it lacks an operator for this dtype.",
+                    ) from error
                 raise MismatchError(
                     f"'{shown_as}' fails {where}, where the members run: {_describe(error)}",
                     hint="Give that dimension a number in --input if this size is not needed.",

@@ -135,7 +135,7 @@ def test_another_suffix_is_refused(path):
         (Tolerance(), "float32", 100.0, 1e-4, 4e-4),
         (Tolerance(), "float16", 1.0, 1e-4, 2e-3),
         (Tolerance(), "bfloat16", 1.0, 0.0, 2e-2),
-        (Tolerance(), "float64", 1.0, 0.0, 1e-12),
+        (Tolerance(), "float64", 1.0, 0.0, 1e-10),
         (Tolerance(), "int64", 1.0, 0.0, 0.0),
         (Tolerance(atol=0.5), "float32", 10.0, 1.0, 0.05),
         (Tolerance(rtol=1e-3), "float32", 10.0, 1.0, 1e-3),
