@@ -50,6 +50,7 @@ def capturing(module: nn.Module) -> Iterator[list[FixedSize]]:
         _symbolic_len(module),
         _one_kind_of_cdist(),
         _unchecked_distributions(),
+        _masks_as_given(),
         _noting_fixed_sizes() as fixed,
     ):
         warnings.simplefilter("ignore")
@@ -120,6 +121,25 @@ def _unchecked_distributions() -> Iterator[None]:
         yield
     finally:
         distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """`nn.Transformer` and its parts look at the values of a mask to see whether it is the causal one.
+
+    What they find is a hint that lets attention ignore the mask for a faster way to the same result: unless the model
+    gives the hint itself, the mask is used.
+    """
+    functions: Any = torch.nn.modules.transformer
+    original = getattr(functions, "_detect_is_causal_mask", None)
+    if original is None:  # a private name
+        yield
+        return
+    functions._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        functions._detect_is_causal_mask = original
 
 
 @contextlib.contextmanager

@@ -154,3 +154,33 @@ class AttPool(nn.Module):
         a = torch.softmax(a, dim=1)
         z = torch.sum(a * bag, dim=1)
         return self.c(z), a.squeeze(-1)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tgt = nn.Embedding(30, 8)
+        self.t = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 1)
+        self.out = nn.Linear(8, 30)
+
+    def forward(self, memory, tgt, tgt_pad):
+        m = torch.triu(torch.ones(tgt.size(1), tgt.size(1), dtype=torch.bool), 1)
+        return self.out(self.t(self.tgt(tgt), memory, tgt_mask=m, tgt_key_padding_mask=tgt_pad))
+
+
+class TutorialLM(nn.Module):
+    """The PyTorch tutorial's language model: encoder with a float causal mask made in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(40, 8)
+        self.register_buffer("pe", torch.randn(64, 1, 8))
+        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.2), 2)
+        self.lin = nn.Linear(8, 40)
+
+    def forward(self, src, src_mask=None):
+        src = self.emb(src) * math.sqrt(8)
+        src = src + self.pe[: src.size(0)]
+        if src_mask is None:
+            src_mask = nn.Transformer.generate_square_subsequent_mask(len(src))
+        return self.lin(self.enc(src, src_mask))

@@ -83,6 +83,11 @@ SLOW = {
     "encoder and decoder": Case(
         attention.Seq2Seq, ["src:int64[batch,s]", "tgt:int64[batch,t]", "src_pad:bool[batch,s]"],
         ({"batch": 2, "s": 11, "t": 5}, {"batch": 7, "s": 4, "t": 19}), {"src": 40, "tgt": 30}),
+    "decoder with a causal mask and padding": Case(
+        attention.Decoder, ["memory:float32[batch,s,8]", "tgt:int64[batch,t]", "tgt_pad:bool[batch,t]"],
+        ({"batch": 2, "s": 11, "t": 5}, {"batch": 7, "s": 4, "t": 19}), {"tgt": 30}),
+    "the tutorial's language model": Case(
+        attention.TutorialLM, ["src:int64[t,batch]"], ({"batch": 2, "t": 64}, {"batch": 7, "t": 3}), {"src": 40}),
     "rotary, grouped queries": Case(
         attention.Llama, ["ids:int64[batch,t]", "attention_mask:int64[batch,t]"], BT, {"ids": 100}),
     "U-Net 3-D, any size": Case(
@@ -114,7 +119,7 @@ def members_of(case: Case, n_members: int = 2) -> list[nn.Module]:
     for seed in range(n_members):
         torch.manual_seed(seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the older weight_norm, which checkpoints still have
+            warnings.simplefilter("ignore")  # the older weight_norm; time first in an encoder
             net = case.build(**case.args).eval().requires_grad_(False)
         for name, buffer in net.named_buffers():
             if name.endswith(("running_mean", "running_var")):
