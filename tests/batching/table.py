@@ -6,7 +6,7 @@ Every row is one architecture whose members differ in all their weights; a named
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class Row:
         build: Returns a member with fresh random weights.
         inputs: Its inputs as the command line takes them.
         only_shared: Names of inputs that stay shared when the row is run per-member.
-        steps: Steps of the ladder this row is expected to go down to; empty means rules only.
+        steps: Steps of the ladder this row may go down to; empty means rules only.
     """
 
     build: Callable[[], nn.Module]
@@ -232,6 +232,31 @@ TABLE: dict[str, Row] = {
     "bmm": fn(lambda m, x: torch.bmm(x * m.v, x.transpose(1, 2))),
     "einsum": fn(lambda m, x: torch.einsum("bij,kj->bik", x, m.w)),
     "einsum-batch": fn(lambda m, x: torch.einsum("bij,bkj->bik", x * m.s, x)),
+    "einsum-heads": fn(lambda m, x: torch.einsum("bqd,bkd->bqk", x * m.v, x).softmax(-1)),
+    "einsum-weight-first": fn(lambda m, x: torch.einsum("kj,bij->bki", m.w, x)),
+    "einsum-weight-a-head": fn(
+        lambda m, x: torch.einsum("bhd,hd->bh", x, m.w) + torch.einsum("bhd,hd->b", x, m.w)[:, None]
+    ),
+    "einsum-several-dims": fn(
+        lambda m, x: torch.einsum("bij,klij->blk", x, m.w.view(2, 2, 6)[..., None, :].repeat(1, 1, 4, 1))
+    ),
+    "einsum-outer": fn(lambda m, x: torch.einsum("bij,k->bkji", x, m.v)),
+    "einsum-elementwise": fn(lambda m, x: torch.einsum("bij,bij->bi", x * m.v, x)),
+    "einsum-sum": fn(lambda m, x: torch.einsum("bij->jb", x * m.v)),
+    "einsum-ellipsis": fn(
+        lambda m, x: torch.einsum("...j,kj->...k", x, m.w) + torch.einsum("...ij,...ij->...i", x, m.w)[..., None]
+    ),
+    "einsum-implicit": fn(lambda m, x: torch.einsum("bij,kj", x, m.w)),
+    "einsum-three": fn(lambda m, x: torch.einsum("bij,kj,bil->bkl", x, m.w, x)),
+    "einsum-dynamic": fn(lambda m, x: torch.einsum("btc,bsc->bts", x * m.v, x), "x:float32[batch,time,6]"),
+    "einsum-diagonal": fn(lambda m, x: torch.einsum("bii->bi", (x * m.v)[..., :4]), steps=frozenset({"vmap"})),
+    "tensordot": fn(
+        lambda m, x: (
+            torch.tensordot(x, m.w, dims=([1, 2], [0, 1]))[:, None] + torch.tensordot(x, m.w, dims=([2], [1])).sum(1)
+        )
+    ),
+    "kron": fn(lambda m, x: torch.kron(m.w, x[0]) + torch.kron(x[0], m.w)),
+    "matrix-vector": fn(lambda m, x: torch.mv(x[0], m.v) + torch.dot(m.v, m.w[0])),
     "addmm": fn(lambda m, x: torch.addmm(m.v[:4], x[:, 0], m.w.t())),
     "baddbmm": fn(lambda m, x: torch.baddbmm(m.s * x, x @ x.transpose(1, 2), x)),
     "outer": fn(lambda m, x: torch.outer(m.v, m.w[0]) + x[:, :1]),
@@ -240,6 +265,10 @@ TABLE: dict[str, Row] = {
     "cdist": fn(lambda m, x: torch.cdist(x, m.w[None].expand(x.shape[0], -1, -1))),
     "pairwise": fn(lambda m, x: F.pairwise_distance(x[:, 0], x[:, 1] * m.s)),
     # convolutions
+    "cdist-unbatched": fn(lambda m, x: torch.cdist(x[0], m.w)),
+    "quantise": fn(lambda m, x: m.w[torch.cdist(x, m.w).argmin(-1)], steps=frozenset({"vmap"})),
+    "cross": fn(lambda m, x: torch.cross(x[:, :, :3], m.w[None, :, :3], dim=-1)),
+    "matrix-norm": fn(lambda m, x: torch.linalg.norm(x * m.v, dim=(1, 2)) + torch.linalg.matrix_norm(x * m.s)),
     "conv1d": layer(seq(lambda: nn.Conv1d(4, 6, 3), nn.ReLU, lambda: nn.Conv1d(6, 4, 3, dilation=2)), LINE),
     "conv2d": layer(seq(lambda: nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU, lambda: nn.Conv2d(6, 4, 3)), IMAGE),
     "conv2d-groups": layer(
@@ -325,6 +354,9 @@ TABLE: dict[str, Row] = {
     "adaptive-maxpool2d": layer(seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveMaxPool2d(1)), IMAGE),
     "lppool2d": layer(seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.LPPool2d(2, 2)), IMAGE),
     "maxunpool2d": fn(lambda m, x: F.max_unpool2d(*F.max_pool2d(m.c(x), 2, return_indices=True), 2), WIDE),
+    "maxunpool1d": fn(lambda m, x: F.max_unpool1d(*F.max_pool1d(x * m.s, 2, return_indices=True), 2), LINE),
+    "maxunpool3d": fn(lambda m, x: F.max_unpool3d(*F.max_pool3d(x * m.s, 2, return_indices=True), 2), CUBE),
+    "lppool1d": fn(lambda m, x: F.lp_pool1d(x * m.s, 2, 2), LINE),
     "global-mean": fn(lambda m, x: m.c(x).mean((2, 3)) @ m.w, WIDE),
     "global-max": fn(lambda m, x: m.c(x).amax((2, 3)) @ m.w, WIDE),
     # resizing
@@ -356,18 +388,32 @@ TABLE: dict[str, Row] = {
         lambda m, x, g: F.grid_sample(m.c(x), g * m.s, align_corners=False), WIDE, "g:float32[batch,5,5,2]"
     ),
     # embeddings
+    "spatial-transformer": fn(
+        lambda m, x: F.grid_sample(
+            x,
+            F.affine_grid(m.w[:2, :3] * x.mean((1, 2, 3))[:, None, None], list(x.shape), align_corners=False),
+            align_corners=False,
+        ),
+        WIDE,
+    ),
     "embedding": layer(seq(lambda: nn.Embedding(9, 8), lambda: nn.Linear(8, 4)), IDS),
     "embedding-rows": layer(lambda: nn.Embedding(9, 8, padding_idx=0), "ids:int64[batch]"),
     "embedding-bag": layer(lambda: nn.EmbeddingBag(9, 8, mode="mean"), "ids:int64[batch,5]"),
     "embedding-bag-max": layer(lambda: nn.EmbeddingBag(9, 8, mode="max", padding_idx=1), "ids:int64[batch,5]"),
+    "embedding-bag-sum": layer(lambda: nn.EmbeddingBag(9, 8, mode="sum", padding_idx=0), "ids:int64[batch,5]"),
+    "embedding-bag-weighted": fn(
+        lambda m, ids: F.embedding_bag(ids, m.w.t(), per_sample_weights=ids * m.s, mode="sum"), "ids:int64[batch,5]"
+    ),
     "embedding-bag-offsets": fn(
         lambda m, ids, n: F.embedding_bag(ids, m.w.t(), n.cumsum(0) * 0, mode="sum"),
         "ids:int64[total]",
         "n:int64[batch]",
+        steps=frozenset({"unroll_op"}),
     ),
     "positions": fn(lambda m, x: x + m.w[: x.shape[1]][None], "x:float32[batch,4,6]"),
     "one-hot": fn(lambda m, ids: F.one_hot(ids, 6).float() @ m.w.t(), IDS),
     # attention
+    "one-hot-own": fn(lambda m, x: F.one_hot((x * m.v).argmax(-1), 6)),
     "attention": layer(_Attention, TOKENS),
     "attention-causal": layer(lambda: _Attention(causal=True), TOKENS),
     "attention-grouped": layer(lambda: _Attention(heads=4, kv=2), TOKENS),
@@ -392,12 +438,17 @@ TABLE: dict[str, Row] = {
     "lstm-cell": fn(lambda m, x: m.cell(x, (x[:, :4] * m.s, x[:, :4]))[0], "x:float32[batch,6]"),
     "gru-cell": fn(lambda m, x: m.cell(x, x[:, :4]), "x:float32[batch,6]"),
     # joining, splitting, indexing
+    "rnn-cell": layer(lambda: nn.RNNCell(8, 4), ROWS),
+    "rnn-cell-relu": layer(lambda: nn.RNNCell(8, 4, nonlinearity="relu", bias=False), ROWS),
+    "lstm-cell-first": layer(lambda: nn.LSTMCell(8, 4), ROWS),
     "cat-channels": fn(lambda m, x: torch.cat([m.c(x), m.c(x) * 2], 1), WIDE),
     "cat-shared": fn(lambda m, x: torch.cat([m.c(x), x], 1), WIDE),
     "cat-rows": fn(lambda m, x: torch.cat([x * m.v, x], 0)),
     "cat-token": fn(lambda m, x: torch.cat([m.v.expand(x.shape[0], 1, 6), x], 1)),
     "stack": fn(lambda m, x: torch.stack([x * m.v, x], 1)),
     "split": fn(lambda m, x: tuple((x * m.v).split([2, 4], 2))),
+    "tensor-split": fn(lambda m, x: tuple((x * m.v).tensor_split((2, 3), 2))),
+    "hstack": fn(lambda m, x: torch.hstack([x * m.v, x]) + torch.vstack([m.w, m.w])),
     "chunk": fn(lambda m, x: (lambda a, b: a * b.sigmoid())(*(x * m.v).chunk(2, 2))),
     "chunk-channels": fn(lambda m, x: (lambda a, b: a * b.sigmoid())(*m.c(x).chunk(2, 1)), WIDE),
     "unbind": fn(lambda m, x: sum((x * m.v).unbind(1))),
@@ -409,7 +460,7 @@ TABLE: dict[str, Row] = {
     "slice": fn(lambda m, x: (x * m.v)[:, 1:3, ::2]),
     "narrow": fn(lambda m, x: (x * m.v).narrow(2, 1, 3)),
     "index": fn(lambda m, x: (x * m.v)[:, torch.tensor([0, 2])]),
-    "index-weight": fn(lambda m, ids: m.w.t()[ids], "ids:int64[batch,5]"),
+    "index-weight": fn(lambda m, ids: m.w.t()[ids], "ids:int64[batch,5]", steps=frozenset({"vmap"})),
     "index-two": fn(lambda m, x: (x * m.v)[:, torch.tensor([0, 2]), torch.tensor([1, 3])]),
     "index-select": fn(lambda m, x: (x * m.v).index_select(2, torch.tensor([5, 0]))),
     "gather": fn(lambda m, x, ids: (x * m.v).gather(2, ids), F2, "ids:int64[batch,4,2]"),
@@ -420,6 +471,19 @@ TABLE: dict[str, Row] = {
     "scatter-add": fn(lambda m, x, ids: (x * m.v).scatter_add(2, ids, x[:, :, :2] * m.s), F2, "ids:int64[batch,4,2]"),
     "index-add": fn(lambda m, x: (x * m.v).index_add(2, torch.tensor([0, 2]), x[:, :, :2])),
     "index-put": fn(lambda m, x: _put(x * m.v)),
+    "index-put-two": fn(lambda m, x: _put_two(x * m.v, m.v)),
+    "index-put-rows": fn(
+        lambda m, x, ids: (x * m.v).transpose(0, 1).index_put((ids,), x[0, :1] * m.s), F2, "ids:int64[2]"
+    ),
+    "index-put-add": fn(
+        lambda m, x, ids: (x[0] * m.v).index_put((ids,), x[0, 0] * m.s, accumulate=True), F2, "ids:int64[batch,5]"
+    ),
+    "index-put-mask": fn(lambda m, x: _put_mask(x * m.v)),
+    "index-copy": fn(lambda m, x: (x * m.v).index_copy(2, torch.tensor([0, 2]), x[:, :, :2])),
+    "index-rows-own": fn(
+        lambda m, x: (lambda y: y[torch.arange(y.shape[0]), y.sum(-1).argmax(-1)])(x * m.v), steps=frozenset({"vmap"})
+    ),
+    "select-assign": fn(lambda m, x: _assign_selected(x * m.v, m.s)),
     "slice-assign": fn(lambda m, x: _assign(x * m.v)),
     "masked-fill": fn(lambda m, x: (x * m.v).masked_fill(x > 0.5, -1.0)),
     "where": fn(lambda m, x: torch.where(x > m.s, x * m.v, 0.0)),
@@ -432,8 +496,12 @@ TABLE: dict[str, Row] = {
     "cumsum": fn(lambda m, x: (x * m.v).cumsum(1)),
     "roll": fn(lambda m, x: (x * m.v).roll(2, 1)),
     "flip": fn(lambda m, x: (x * m.v).flip(1, 2)),
+    "rot90": fn(lambda m, x: torch.rot90(x * m.v, 1, (1, 2))),
     "meshgrid": fn(lambda m, x: sum(torch.meshgrid(m.v, torch.arange(4.0), indexing="ij")).t() + x),
+    "meshgrid-xy": fn(lambda m, x: torch.stack(torch.meshgrid(m.v, torch.arange(4.0), x[0, 0], indexing="xy"))),
     "movedim": fn(lambda m, x: (x * m.v).movedim(1, 2)),
+    "swapaxes": fn(lambda m, x: (x * m.v).swapaxes(1, 2)),
+    "view-as": fn(lambda m, x: (x * m.v).view_as(x) + m.v.expand_as(x) + torch.broadcast_tensors(m.v, x)[0]),
     "unflatten": fn(lambda m, x: (x * m.v).unflatten(2, (2, 3))),
     "squeeze": fn(lambda m, x: (x[:, :1] * m.v).squeeze(1).unsqueeze(-1)),
     "view-merge-batch": fn(lambda m, x: (x * m.v).reshape(-1, 6) @ m.w.t()),
@@ -475,6 +543,9 @@ TABLE: dict[str, Row] = {
     "var": fn(lambda m, x: (x * m.v).var(-1, keepdim=True) + (x * m.s).std(-1, unbiased=False, keepdim=True)),
     "var-mean": fn(lambda m, x: sum(torch.var_mean(x * m.v, dim=-1))),
     "norm": fn(lambda m, x: (x * m.v).norm(dim=-1) + torch.linalg.vector_norm(x, 1, -1) * m.s),
+    "losses": fn(
+        lambda m, x: F.mse_loss(x * m.v, x) + F.smooth_l1_loss(x * m.v, x) + F.l1_loss(x * m.v, x, reduction="none")
+    ),
     "logsumexp": fn(lambda m, x: (x * m.v).logsumexp(-1)),
     "prod": fn(lambda m, x: (x * m.v).prod(-1)),
     "any-all": fn(lambda m, x: ((x * m.v) > 0).any(-1) & ((x * m.v) > -9).all(-1)),
@@ -513,11 +584,27 @@ for _name, _row in list(TABLE.items()):
                 module.cell = nn.LSTMCell(6, 4) if name == "lstm-cell" else nn.GRUCell(6, 4)
             return module
 
-        TABLE[_name] = Row(_with_layers, _row.inputs, _row.only_shared, _row.steps)
+        TABLE[_name] = replace(_row, build=_with_layers)
 
 
 def _put(x: Tensor) -> Tensor:
     x[:, torch.tensor([0, 2])] = 1.0
+    return x
+
+
+def _put_two(x: Tensor, v: Tensor) -> Tensor:
+    x[:, torch.tensor([0, 2]), torch.tensor([1, 3])] = v[:2]
+    return x
+
+
+def _put_mask(x: Tensor) -> Tensor:
+    x[x > 0.5] = 0.25
+    return x
+
+
+def _assign_selected(x: Tensor, s: Tensor) -> Tensor:
+    x[:, 0] = 1.0
+    x[..., -1] += x[..., 1] * s
     return x
 
 

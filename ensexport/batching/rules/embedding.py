@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ensexport.batching.compose import compose
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
 from ensexport.batching.value import Stacked, Value
@@ -43,3 +48,57 @@ def embedding(
         sizes = [ctx.size(ids, dim) for dim in range(ids.rank)]
         node = ctx.call(aten.unflatten.int, node, 1, ctx.shape(sizes))
     return ctx.value(node, Stacked(0))
+
+
+@rule(aten.embedding_bag.padding_idx, aten.embedding_bag.default)
+def embedding_bag(
+    ctx: Context,
+    weight: Value,
+    ids: Value,
+    offsets: Value,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Value | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Any, ...] | None:
+    """`weight (V, D)`, bags of one length L, as `nn.EmbeddingBag` makes them of ids `(B, L)`: a lookup and a reduction.
+
+    Only the op's first result is ever used without gradients. Bags of several lengths go down the ladder.
+    """
+    length = _bag_length(offsets)
+    if length is None or include_last_offset:
+        return None
+
+    def reduced(weight: Tensor, ids: Tensor, scale: Tensor | None) -> Tensor:
+        ids = ids.reshape(-1, length)
+        rows = F.embedding(ids, weight)
+        if padding_idx is None:
+            if scale is not None:
+                rows = rows * scale.reshape(-1, length, 1)
+            return (rows.sum(1), rows.mean(1), rows.amax(1))[mode]
+        is_real = (ids != padding_idx % weight.shape[0]).unsqueeze(-1)
+        if mode == 2:
+            highest = torch.where(is_real, rows, -torch.inf).amax(1)
+            return torch.where(is_real.any(1), highest, 0.0)
+        kept = is_real.to(rows.dtype)
+        total = (rows * (kept if scale is None else kept * scale.reshape(-1, length, 1))).sum(1)
+        return total if mode == 0 else total / kept.sum(1).clamp_min(1)
+
+    results = ctx.result
+    ctx.result = results[0]
+    try:
+        out = compose(ctx, reduced, weight, ids, per_sample_weights)
+    finally:
+        ctx.result = results
+    return out, *[None] * (len(results) - 1)
+
+
+def _bag_length(offsets: Value) -> int | None:
+    """L if the offsets are 0, L, 2L, ..."""
+    node = offsets.node
+    if not offsets.is_shared or node.target is not aten.arange.start_step:
+        return None
+    start, _, step = node.args
+    return step if start == 0 and isinstance(step, int) else None

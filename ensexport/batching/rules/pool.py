@@ -100,3 +100,26 @@ def prelu(ctx: Context, x: Value, weight: Value) -> Value | None:
         return None
     slopes = ctx.weight(aten.expand.default, weight, [x.shape[1]]) if weight.is_weight else weight
     return ctx.value(ctx.call(ctx.op, ctx.folded(x, 1), ctx.folded(slopes, 0)), Folded(1))
+
+
+@rule(aten.channel_shuffle.default)
+def channel_shuffle(ctx: Context, x: Value, groups: int) -> Value | None:
+    """`(B, N*G*K, ...)` -> `(B, N*K*G, ...)`: each member's groups among themselves."""
+    if not isinstance(x.shape[1], int):
+        return None
+    node = ctx.call(aten.unflatten.int, ctx.folded(x, 1), 1, [ctx.n_members, groups, x.shape[1] // groups])
+    node = ctx.call(aten.flatten.using_ints, ctx.call(aten.transpose.int, node, 2, 3), 1, 3)
+    return ctx.value(node, Folded(1))
+
+
+def _unpool(op: OpOverload, spatial: int) -> Any:
+    def batched(ctx: Context, x: Value, places: Value, *args: Any) -> Value:
+        """Places count within one channel, so members stay side by side."""
+        dim = x.rank - spatial - 1
+        return ctx.value(ctx.call(op, ctx.folded(x, dim), ctx.folded(places, dim), *args), Folded(dim))
+
+    return batched
+
+
+rule(aten.max_unpool2d.default)(_unpool(aten.max_unpool2d.default, 2))
+rule(aten.max_unpool3d.default)(_unpool(aten.max_unpool3d.default, 3))
