@@ -22,7 +22,6 @@ decomposed(
     aten.column_stack.default,
     aten.cross.default,
     aten.dstack.default,
-    aten.expand_as.default,
     aten.hstack.default,
     aten.huber_loss.default,
     aten.kron.default,
