@@ -6,6 +6,8 @@ architecture of the zoo calls these operators.
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 _SCHEMAS = (
@@ -17,6 +19,15 @@ _SCHEMAS = (
     "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, int stride_h, int stride_w, "
     "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups, bool use_mask) -> Tensor",
 )
+
+
+def declare_if_needed() -> torch.library.Library | None:
+    """Declare them where torchvision cannot be imported without; keep what is returned alive."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        return declare()
+    return None
 
 
 def declare() -> torch.library.Library:

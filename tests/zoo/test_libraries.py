@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from ensexport.errors import ArchitectureError, StackError
 from ensexport.members.architecture import resolve_architecture
 from ensexport.members.loading import load_members
+from tests.zoo.stubs import declare_if_needed
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
@@ -16,16 +17,9 @@ pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 @pytest.fixture(autouse=True, scope="module")
 def operators():
     """torchvision's operators, where its build does not fit torch's."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        from tests.zoo.stubs import declare
-
-        library = declare()
-        yield
-        del library
-    else:
-        yield
+    library = declare_if_needed()
+    yield
+    del library
 
 
 def build(text, arguments=None, base_dir=None):
