@@ -97,6 +97,8 @@ class GraphBuilder:
         logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
         level = logger.level
         logger.setLevel(logging.ERROR)  # torch logs each guard it refuses; a refusal is an expected answer here
+        is_cached = self.fake_mode.cache_enabled
+        self.fake_mode.cache_enabled = False  # an answer from the cache is checked with guards on dynamic sizes
         try:
             with (
                 self.fake_mode,
@@ -108,6 +110,7 @@ class GraphBuilder:
                 yield
         finally:
             logger.setLevel(level)
+            self.fake_mode.cache_enabled = is_cached
 
     def _first_call(self) -> fx.Node | None:
         return next((node for node in self.graph.nodes if node.op != "placeholder"), None)

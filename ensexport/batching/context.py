@@ -6,6 +6,7 @@ two nodes, made once), hands out packed weights, and adds calls; it knows no op 
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ensexport.batching.builder import GraphBuilder, Target
-from ensexport.batching.value import SHARED, Folded, Layout, Stacked, Value, WeightLayout, expression
+from ensexport.batching.value import ROWS, SHARED, Folded, Layout, Rows, Stacked, Value, WeightLayout, expression
 from ensexport.batching.weights import Kind, WeightPacker
 
 aten = torch.ops.aten
@@ -42,6 +43,7 @@ class Context:
         self.op: Any = None
         self.only_member: int | None = None
         self._symbols: dict[Any, tuple[fx.Node, int]] = {}
+        self._merged_sizes: dict[Any, fx.Node] = {}
         self._first_input: fx.Node | None = None
 
     # -- building ----------------------------------------------------------------------------------
@@ -124,6 +126,9 @@ class Context:
             size = value.shape[layout.dim]
             split = [self.n_members, size if isinstance(size, int) else -1]
             return self._move(self.call(aten.unflatten.int, value.node, layout.dim, split), layout.dim, axis)
+        if isinstance(layout, Rows):
+            sizes = self.shape([self.size(value, dim) for dim in range(value.rank - 1)])
+            return self._move(self.call(aten.unflatten.int, value.node, 1, sizes), 0, axis)
         return self._repeated(value.node, value.rank, axis)
 
     def folded(self, value: Value, dim: int) -> fx.Node:
@@ -132,7 +137,32 @@ class Context:
             return value.node
         if value.is_weight and dim == 0 and value.rank > 0:
             return self._packed(value, "folded")
+        if dim == 0 and isinstance(value.layout, Rows):
+            return self._batch_first(value)
         return self.call(aten.flatten.using_ints, self.stacked(value, dim), dim, dim + 1)
+
+    def rows(self, value: Value) -> fx.Node:
+        """The physical tensor as a batched matmul takes it: `(N, rows, last dim)`, for a value of rank 2 or more."""
+        layout, last = value.layout, value.rank - 1
+        if value.rank == 2 or layout == ROWS:
+            return self.stacked(value) if value.rank == 2 else value.node
+        self._remember_sizes(value)
+        width = value.shape[last]
+        if layout == Folded(0) and isinstance(width, int):
+            return self.call(aten.reshape.default, value.node, [self.n_members, -1, width])
+        if layout == Folded(last) and isinstance(width, int):
+            split = self.call(aten.reshape.default, value.node, [-1, self.n_members, width])
+            return self.call(aten.permute.default, split, [1, 0, 2])
+        return self.call(aten.flatten.using_ints, self.stacked(value), 1, last)
+
+    def rows_value(self, node: fx.Node) -> Value:
+        """Wrap `(N, rows, last dim)` as the op's result."""
+        return Value(node, ROWS if self.result.dim() > 2 else Stacked(0), self.result)
+
+    def _batch_first(self, value: Value) -> fx.Node:
+        """`Rows` as members merged into dim 0: one reshape."""
+        sizes = [self.size(value, dim) for dim in range(1, value.rank)]
+        return self.call(aten.reshape.default, value.node, [-1, *sizes])
 
     def broadcast(self, value: Value, rank: int) -> fx.Node:
         """A tensor that broadcasts against `(N, *logical)` of logical rank `rank`.
@@ -181,13 +211,25 @@ class Context:
             return size
         return self.size_node(size) or self._physical_size(value, dim)
 
+    def _remember_sizes(self, value: Value) -> None:
+        """Note where dynamic sizes can be read, before they are merged into rows."""
+        for dim, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt) and expression(size) not in self._symbols:
+                self._merged_sizes.setdefault(expression(size), self._physical_size(value, dim))
+
     def size_node(self, size: Any) -> fx.Node | None:
         """The node of a dynamic size that is a dimension of some input, else None."""
         known = self._symbols.get(expression(size))
-        return None if known is None else self.call(aten.sym_size.int, *known)
+        if known is not None:
+            return self.call(aten.sym_size.int, *known)
+        return self._merged_sizes.get(expression(size))
 
     def _physical_size(self, value: Value, dim: int) -> fx.Node:
         layout = value.layout
+        if layout == ROWS:
+            if dim != value.rank - 1:
+                raise NotImplementedError(f"size {value.shape[dim]} is not known outside the merged rows")
+            return self.call(aten.sym_size.int, value.node, 2)
         physical = dim + 1 if isinstance(layout, Stacked) and dim >= layout.axis else dim
         node = self.call(aten.sym_size.int, value.node, physical)
         if isinstance(layout, Folded) and layout.dim == dim:
@@ -211,6 +253,8 @@ class Context:
             shape.insert(layout.axis, self.n_members)
         elif isinstance(layout, Folded):
             shape[layout.dim] = shape[layout.dim] * self.n_members
+        elif layout == ROWS:
+            shape = [self.n_members, math.prod(shape[:-1]), shape[-1]]
         return shape
 
     # -- the engine's own check --------------------------------------------------------------------

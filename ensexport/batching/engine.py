@@ -18,11 +18,12 @@ from torch._ops import OpOverload
 from ensexport.batching import rules
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.context import Context, shared_value
+from ensexport.batching.folding import Folds, find_folds
 from ensexport.batching.ladder import StepError, UnbatchableError, climb_down
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
-from ensexport.batching.value import Folded, Stacked, Value, WeightLayout
+from ensexport.batching.value import Folded, Rows, Stacked, Value, WeightLayout
 from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.errors import ExportError
 from ensexport.spec import Fallback, Plan
@@ -31,6 +32,7 @@ aten = torch.ops.aten
 rules.load()
 
 _MAX_WEIGHT_GROWTH = 4
+_SIZES = {aten.sym_size.int, aten.sym_numel.default}
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,12 @@ class _Walk:
         self.ctx = Context(n_members, GraphBuilder(member.fake_mode), GraphBuilder(member.fake_mode))
         self.env: dict[fx.Node, Any] = {}
         self.fallbacks: list[Fallback] = []
+        self.folds = Folds()
 
     def batched(self, strategy: str) -> BatchedGraph:
         """Batch op by op."""
         self._placeholders()
+        self.folds = find_folds(self.member, self._is_shared)
         outputs = self._run()
         return self._finish([self._output(value) for value in outputs], strategy, tuple(self.fallbacks))
 
@@ -165,12 +169,14 @@ class _Walk:
                 self.env[node] = Value(physical, Stacked(0), fake)
             else:
                 self.env[node] = shared_value(self.ctx.add_input(name, fake), fake)
-        constants = self.member.constants
         for node, name in self.member.state.items():
             leaf = self.ctx.weight_builder.placeholder(f"leaf_{len(self.env)}", node.meta["val"])
             leaf.meta["leaf"] = name
-            is_shared = name in self.shared_state or name in constants or self.n_members == 1
-            self.env[node] = Value(leaf, WeightLayout(is_shared), node.meta["val"])
+            self.env[node] = Value(leaf, WeightLayout(self._is_shared(name)), node.meta["val"])
+
+    def _is_shared(self, name: str) -> bool:
+        """Is this state tensor the same for all members?"""
+        return name in self.shared_state or name in self.member.constants or self.n_members == 1
 
     # -- the walk ----------------------------------------------------------------------------------
 
@@ -186,13 +192,12 @@ class _Walk:
         args: Any
         kwargs: Any
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-        if not isinstance(node.target, OpOverload):
-            return self._python_op(node, args)
+        if not isinstance(node.target, OpOverload) or node.target in _SIZES:
+            return self._size_or_item(node, args)
+        if node in self.folds.removed:
+            return self.env[self.folds.removed[node]]
         self.ctx.op, self.ctx.result = node.target, node.meta.get("val")
-        if node.target is aten.sym_size.int:
-            return self.ctx.size(args[0], args[1])
-        if node.target is aten.sym_numel.default:
-            return self._numel(args[0])
+        args = self.folds.arguments(self.ctx, node, args, self.env)
         values = values_in((args, kwargs))
         if values and all(value.is_weight for value in values) and self._stays_weight(node, values):
             return self._on_weights(node, args, kwargs)
@@ -207,8 +212,12 @@ class _Walk:
             self.fallbacks.append(Fallback(str(node.target), source_line(node), step))
         return results
 
-    def _python_op(self, node: fx.Node, args: Any) -> Any:
-        """Tuple indexing, or arithmetic on sizes."""
+    def _size_or_item(self, node: fx.Node, args: Any) -> Any:
+        """Sizes, arithmetic on them, and tuple indexing."""
+        if node.target is aten.sym_size.int:
+            return self.ctx.size(args[0], args[1])
+        if node.target is aten.sym_numel.default:
+            return self._numel(args[0])
         if args and isinstance(args[0], tuple):
             return args[0][args[1]]
         if any(isinstance(arg, fx.Node) for arg in args):
@@ -263,7 +272,7 @@ class _Walk:
         """Bring an output into `(N, B, ...)` or `(B, N, ...)`."""
         self.ctx.builder.origin = None
         axis = min(self.member_axis, value.rank)
-        if (value.is_weight and value.is_per_member) or isinstance(value.layout, Stacked | Folded):
+        if (value.is_weight and value.is_per_member) or isinstance(value.layout, Stacked | Folded | Rows):
             return self.ctx.stacked(value, axis)
         if self.n_members == 1:
             return self.ctx.call(aten.unsqueeze.default, self.ctx.shared(value), axis)

@@ -78,7 +78,6 @@ def own_rule(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -
 def vmapped(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
     """Trace `torch.vmap(op)` on fake tensors, refusing any new guard on a dynamic dimension."""
     values = values_in((args, kwargs))
-    physical = [ctx.stacked(value) if value.is_per_member else ctx.shared(value) for value in values]
     in_dims = tuple(0 if value.is_per_member else None for value in values)
     if any(isinstance(leaf, fx.Node) for leaf in leaves_of((args, kwargs))):
         raise StepError("takes a dynamic size as an argument")
@@ -88,8 +87,9 @@ def vmapped(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) ->
         new_args, new_kwargs = map_values((args, kwargs), lambda _: next(fill))
         return op(*new_args, **new_kwargs)
 
-    fakes = [node.meta["val"] for node in physical]
     try:
+        physical = [ctx.stacked(value) if value.is_per_member else ctx.shared(value) for value in values]
+        fakes = [node.meta["val"] for node in physical]
         with ctx.builder.symbolic(), _no_vmap_loop():
             traced = _traced(torch.vmap(call, in_dims=in_dims), fakes)
     except TRACE_ERRORS as error:

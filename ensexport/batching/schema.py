@@ -9,7 +9,7 @@ import torch
 from torch._ops import OpOverload
 
 from ensexport.batching.context import Context
-from ensexport.batching.value import Folded, Stacked
+from ensexport.batching.value import Folded, Rows, Stacked
 
 
 def bound(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _split(op: OpOverload, arguments: dict[str, Any]) -> tuple[list[Any], dict[s
     return positional, {argument.name: arguments[argument.name] for argument in given if argument.kwarg_only}
 
 
-def results(ctx: Context, node: torch.fx.Node, layout: Stacked | Folded) -> Any:
+def results(ctx: Context, node: torch.fx.Node, layout: Stacked | Folded | Rows) -> Any:
     """Wrap one node, or the parts of a node with several results."""
     if isinstance(ctx.result, torch.Tensor):
         return ctx.value(node, layout)

@@ -8,9 +8,11 @@ Shapes are written for a value whose member-side ("logical") shape is `(B, C, H)
 | `Stacked(0)` | `(N, B, C, H)` | the plain form; every rule can ask for it |
 | `Stacked(1)` | `(B, N, C, H)` | on the way between the other two |
 | `Folded(1)` | `(B, N*C, H)` | members side by side in dim 1, member 0 first: convs, wide linears |
+| `Rows()` | `(N, B*C, H)` | token models: what a batched matmul takes |
 | weight | one tensor a member | not in the graph yet: a function of one member's state |
 
-`Folded` is what keeps a convnet free of transposes and lets one wide `Gemm` serve a shared input.
+`Folded` is what keeps a convnet free of transposes and lets one wide `Gemm` serve a shared input; `Rows` keeps a
+transformer free of reshapes between its linear layers, norms and residual sums.
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ class Folded:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The members in front, all logical dims but the last merged behind them; for values of rank 3 and more."""
+
+
+@dataclass(frozen=True)
 class WeightLayout:
     """A tensor computed from one member's state alone; `is_shared` if it is equal for all members."""
 
@@ -49,7 +56,8 @@ class WeightLayout:
 
 
 SHARED = SharedLayout()
-Layout = SharedLayout | Stacked | Folded | WeightLayout
+ROWS = Rows()
+Layout = SharedLayout | Stacked | Folded | Rows | WeightLayout
 
 
 @dataclass(frozen=True)

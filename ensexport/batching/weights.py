@@ -139,7 +139,7 @@ class WeightPacker:
         return name
 
 
-_REARRANGING = {"permute", "reshape", "expand", "view", "transpose", "t", "unsqueeze", "squeeze"}
+_REARRANGING = {"permute", "reshape", "expand", "view", "transpose", "t", "unsqueeze", "squeeze", "to"}
 
 
 def _readable_name(node: fx.Node) -> str:

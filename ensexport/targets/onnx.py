@@ -103,6 +103,7 @@ def _cleaned(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], sym
     onnx_passes.rename(model, inputs, outputs, symbols)
     onnx_passes.constant_reshapes(model)
     onnx_passes.remove_identities(model)
+    onnx_passes.gather_in_place(model)
     onnx_passes.collapse_reshapes(model)
     onnx_passes.remove_unused(model)
     onnx_passes.strip_debug_info(model)

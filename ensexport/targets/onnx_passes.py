@@ -101,17 +101,72 @@ def collapse_reshapes(model: ir.Model) -> bool:
             _set_reshape(node, further, entries)
             source, modified = further, True
         is_same = source.shape is not None and result.shape is not None and _texts(source.shape) == _texts(result.shape)
-        if is_same and result not in model.graph.outputs:
-            result.replace_all_uses_with(source)
-            modified = True
-        elif is_same and source.producer() is not None and len(source.uses()) == 1:
-            # The graph's output keeps its name: the node before writes it directly.
-            name, result.name = result.name, f"{result.name}_before"
-            index = list(model.graph.outputs).index(result)
-            source.name, source.shape, source.type = name, result.shape, result.type
-            model.graph.outputs[index] = source
+        is_output = result in model.graph.outputs
+        if is_same and (not is_output or (source.producer() is not None and len(source.uses()) == 1)):
+            _bypass(model, node, source)
             modified = True
     return modified
+
+
+def gather_in_place(model: ir.Model) -> bool:
+    """Let a `Gather` take its indices as they are, instead of flattened and the result reshaped back.
+
+    Before: `index_select` takes a vector of indices. After: no `Gather` reads a flattened index tensor whose
+    dims a `Reshape` puts back right behind it.
+    """
+    modified = False
+    for node in list(model.graph):
+        if node.op_type != "Gather" or node.domain != "":
+            continue
+        data, indices, result = node.inputs[0], node.inputs[1], node.outputs[0]
+        while indices is not None and _is_flattening(indices.producer()):
+            indices = indices.producer().inputs[0]  # type: ignore[union-attr]
+        if indices is None or indices.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+            continue
+        if indices is node.inputs[1] or data is None or result in model.graph.outputs:
+            continue
+        users = [use.node for use in result.uses()]
+        if indices.shape is None or data.shape is None or any(user.op_type != "Reshape" for user in users):
+            continue
+        axis = node.attributes.get_int("axis", 0)
+        expected = [*_texts(data.shape)[:axis], *_texts(indices.shape), *_texts(data.shape)[axis + 1 :]]
+        shapes = [user.outputs[0].shape for user in users]
+        is_output = any(user.outputs[0] in model.graph.outputs for user in users)
+        if (
+            not users
+            or (is_output and len(users) > 1)
+            or any(shape is None or _texts(shape) != expected for shape in shapes)
+        ):
+            continue
+        node.replace_input_with(1, indices)
+        result.shape = ir.Shape(shapes[0])  # type: ignore[arg-type]
+        for user in users:
+            _bypass(model, user, result)
+        modified = True
+    return modified
+
+
+def _is_flattening(node: ir.Node | None) -> bool:
+    """A reshape into one dim, or the cast to 64 bits that the exporter puts on indices."""
+    if node is not None and node.op_type == "Cast" and node.domain == "":
+        return node.attributes.get_int("to", 0) == ir.DataType.INT64
+    if node is None or not _is_constant_reshape(node):
+        return False
+    shape = ir.convenience.get_const_tensor(node.inputs[1])  # type: ignore[arg-type]
+    return shape is not None and shape.numpy().tolist() == [-1]
+
+
+def _bypass(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
+    """Give the users of a node that changes nothing, and the graph's output, what it reads."""
+    result = node.outputs[0]
+    if result not in model.graph.outputs:
+        result.replace_all_uses_with(source)
+        return
+    # The graph's output keeps its name: the node before writes it directly.
+    name, result.name = result.name, f"{result.name}_before"
+    index = list(model.graph.outputs).index(result)
+    source.name, source.shape, source.type = name, result.shape, result.type
+    model.graph.outputs[index] = source
 
 
 def _texts(shape: ir.Shape) -> list[str]:

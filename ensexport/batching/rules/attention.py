@@ -39,7 +39,9 @@ def _mask(ctx: Context, mask: Value, query: Value) -> fx.Node:
     same_for_batch = mask.rank < query.rank or same_size(mask.shape[0], 1)
     if not mask.is_per_member and same_for_batch:
         return ctx.shared(mask)
-    node = ctx.broadcast(mask, query.rank) if mask.is_per_member else ctx.stacked(mask)
+    if not mask.is_per_member:
+        return ctx.call(aten.repeat.default, ctx.shared(mask), [ctx.n_members] + [1] * (query.rank - 1))
+    node = ctx.broadcast(mask, query.rank)
     if same_for_batch:
         sizes: list[Any] = [-1] * (query.rank + 1)
         sizes[1] = ctx.size(query, 0)

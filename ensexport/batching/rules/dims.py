@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
 from ensexport.batching.schema import bound, called, results
-from ensexport.batching.value import Folded, Stacked, Value
+from ensexport.batching.value import ROWS, Folded, Stacked, Value
 
 aten = torch.ops.aten
 _DIM_ARGUMENTS = ("dim", "dims", "dim0", "dim1", "dim2", "source", "destination", "start_dim", "end_dim")
@@ -91,6 +91,7 @@ _RANK_CHANGING = [
     aten.diag_embed.default,
     aten.unfold.default,
 ]
+_TAKING_ONE_DIM_OUT = {aten.select.int, aten.unbind.int}
 # Several tensors of one rank: all of them get the member axis.
 _SEVERAL = [
     aten.gather.default,
@@ -121,6 +122,11 @@ def _along(op: OpOverload) -> Any:
             gone = 0 if keeps else sum(dim < x.layout.dim for dim in dims)
             if op not in _NEEDS_SAME_DIM_SIZE:
                 return results(ctx, called(ctx, op, {**arguments, first: x.node}), Folded(x.layout.dim - gone))
+        if x.layout == ROWS and dims == [x.rank - 1] and op in _ALONG and _keeps_rank(ctx, x.rank):
+            for name in _DIM_ARGUMENTS:
+                if name in arguments:
+                    arguments[name] = [2] if isinstance(arguments[name], list | tuple) else 2
+            return results(ctx, called(ctx, op, {**arguments, first: x.node}), ROWS)
         splits_fold = isinstance(x.layout, Folded) and dims == [x.layout.dim] and op in _SPLITS
         # `(B, N*C, H)` is split as `(B, N, C, H)`: no transpose.
         axis = x.layout.dim if splits_fold and isinstance(x.layout, Folded) else 0
@@ -134,6 +140,11 @@ def _along(op: OpOverload) -> Any:
 
 
 _SPLITS = {aten.narrow.default, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+
+
+def _keeps_rank(ctx: Context, rank: int) -> bool:
+    parts = [ctx.result] if isinstance(ctx.result, torch.Tensor) else ctx.result
+    return all(part.dim() == rank for part in parts)
 
 
 def _touched(arguments: dict[str, Any], rank: int) -> list[int] | None:
@@ -158,6 +169,11 @@ def _rank_changing(op: OpOverload) -> Any:
         if x.rank == 0:
             return None
         arguments = bound(op, (x, *args), kwargs)
+        if isinstance(x.layout, Folded) and op in _TAKING_ONE_DIM_OUT:
+            dim = arguments["dim"] % x.rank
+            if dim != x.layout.dim:
+                arguments[op._schema.arguments[0].name] = x.node
+                return results(ctx, called(ctx, op, arguments), Folded(x.layout.dim - (dim < x.layout.dim)))
         arguments[op._schema.arguments[0].name] = ctx.stacked(x)
         rank = x.rank + 1 if op is aten.diag_embed.default else x.rank
         for name in (*_DIM_ARGUMENTS, "dimension"):

@@ -11,7 +11,7 @@ import torch
 
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
-from ensexport.batching.value import Folded, Stacked, Value
+from ensexport.batching.value import ROWS, Folded, Stacked, Value
 
 aten = torch.ops.aten
 
@@ -32,21 +32,16 @@ def apply_linear(ctx: Context, x: Value, weight: Value, bias: Value | None) -> V
         return ctx.value(node, Folded(x.rank - 1))
     if not weight.is_per_member and (bias is None or not bias.is_per_member):
         shared_bias = None if bias is None else ctx.shared(bias)
+        if x.layout == ROWS:
+            return ctx.rows_value(ctx.call(aten.linear.default, x.node, ctx.shared(weight), shared_bias))
         return ctx.value(ctx.call(aten.linear.default, ctx.stacked(x), ctx.shared(weight), shared_bias), Stacked(0))
-    rows = ctx.stacked(x)
-    middle = [ctx.size(x, dim) for dim in range(x.rank - 1)]
-    if x.rank == 1:
-        rows = ctx.call(aten.unsqueeze.default, rows, 1)
-    elif x.rank > 2:
-        rows = ctx.call(aten.flatten.using_ints, rows, 1, x.rank - 1)
+    rows = ctx.call(aten.unsqueeze.default, ctx.stacked(x), 1) if x.rank == 1 else ctx.rows(x)
     node = ctx.call(aten.bmm.default, rows, _transposed(ctx, weight))
     if bias is not None:
         node = ctx.call(aten.add.Tensor, node, ctx.broadcast(bias, 2))
     if x.rank == 1:
-        node = ctx.call(aten.squeeze.dim, node, 1)
-    elif x.rank > 2:
-        node = ctx.call(aten.unflatten.int, node, 1, ctx.shape(middle))
-    return ctx.value(node, Stacked(0))
+        return ctx.value(ctx.call(aten.squeeze.dim, node, 1), Stacked(0))
+    return ctx.rows_value(node)
 
 
 def _transposed(ctx: Context, weight: Value) -> torch.fx.Node:

@@ -10,7 +10,7 @@ from torch import fx
 
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
-from ensexport.batching.value import Folded, Stacked, Value
+from ensexport.batching.value import ROWS, Folded, Stacked, Value
 
 aten = torch.ops.aten
 
@@ -137,16 +137,19 @@ def _affine(
     normalize: Callable[[fx.Node, fx.Node, fx.Node], fx.Node],
 ) -> Value:
     """Normalise with a scale of ones and a shift of zeros given as tensors: left out, ONNX would compute them."""
-    rows = ctx.stacked(x) if x.is_per_member else ctx.shared(x)
+    in_rows = x.layout == ROWS and len(normalized_shape) == 1
+    rows = x.node if in_rows else ctx.stacked(x) if x.is_per_member else ctx.shared(x)
+    wrapped = ctx.rows_value if in_rows else lambda node: ctx.value(node, Stacked(0))
+    rank = 2 if in_rows else x.rank
     dtype = ctx.result.dtype
     ones = ctx.shared(ctx.constant(aten.full.default, normalized_shape, 1.0, dtype=dtype))
     zeros = ctx.shared(ctx.constant(aten.full.default, normalized_shape, 0.0, dtype=dtype))
     if not any(value is not None and value.is_per_member for value in (weight, bias)):
         scale, shift = (ctx.shared(v) if v is not None else default for v, default in ((weight, ones), (bias, zeros)))
-        return ctx.value(normalize(rows, scale, shift), Stacked(0))
+        return wrapped(normalize(rows, scale, shift))
     node = normalize(rows, ones, zeros)
     if weight is not None:
-        node = ctx.call(aten.mul.Tensor, node, ctx.broadcast(weight, x.rank))
+        node = ctx.call(aten.mul.Tensor, node, ctx.broadcast(weight, rank))
     if bias is not None:
-        node = ctx.call(aten.add.Tensor, node, ctx.broadcast(bias, x.rank))
-    return ctx.value(node, Stacked(0))
+        node = ctx.call(aten.add.Tensor, node, ctx.broadcast(bias, rank))
+    return wrapped(node)

@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from ensexport.batching.context import Context
 from ensexport.batching.tree import map_values, values_in
-from ensexport.batching.value import Folded, Stacked, Value, same_size
+from ensexport.batching.value import ROWS, Folded, Rows, Stacked, Value, same_size
 
 aten = torch.ops.aten
 
@@ -79,17 +79,19 @@ def pointwise(ctx: Context, op: OpOverload, args: Any, kwargs: Any) -> Value:
     layout = _same_layout(values, rank)
     if layout is not None:
         return ctx.value(call(lambda v: v.node if v.is_per_member else ctx.shared(v)), layout)
+    if _fits_rows(ctx, values, rank):
+        return ctx.rows_value(call(lambda v: _against_rows(ctx, v)))
     dim = _common_fold(ctx, values, rank)
     if dim is not None:
         return ctx.value(call(lambda v: _against_fold(ctx, v, dim, rank)), Folded(dim))
     return ctx.value(call(lambda v: ctx.broadcast(v, rank)), Stacked(0))
 
 
-def _same_layout(values: list[Value], rank: int) -> Stacked | Folded | None:
+def _same_layout(values: list[Value], rank: int) -> Stacked | Folded | Rows | None:
     """The layout of all per-member values, if they share one and everything else is a single number."""
     per_member = [value for value in values if value.is_per_member]
     layout = per_member[0].layout
-    if not isinstance(layout, Stacked | Folded):
+    if not isinstance(layout, Stacked | Folded | Rows):
         return None
     for value in values:
         if value.is_per_member:
@@ -100,6 +102,33 @@ def _same_layout(values: list[Value], rank: int) -> Stacked | Folded | None:
         if not alike:
             return None
     return layout
+
+
+def _fits_rows(ctx: Context, values: list[Value], rank: int) -> bool:
+    """Is some value in rows, with the result's rows, and can every other argument follow?"""
+    rows = ctx.result.shape[:-1]
+
+    def has_these_rows(value: Value) -> bool:
+        return value.rank == rank and all(same_size(a, b) for a, b in zip(value.shape, rows, strict=False))
+
+    if not any(value.layout == ROWS and has_these_rows(value) for value in values):
+        return False
+    return all(has_these_rows(value) or all(same_size(size, 1) for size in value.shape[:-1]) for value in values)
+
+
+def _against_rows(ctx: Context, value: Value) -> fx.Node:
+    """A tensor that broadcasts against `(N, rows, last dim)`; one without rows of its own has only a last dim."""
+    if all(same_size(size, 1) for size in value.shape[:-1]) and not isinstance(value.layout, Rows):
+        if value.is_weight:
+            return ctx.broadcast(ctx.weight(aten.reshape.default, value, list(value.shape[-1:])), min(value.rank, 2))
+        node = ctx.stacked(value) if value.is_per_member else ctx.shared(value)
+        if value.rank > 1:
+            first = 1 if value.is_per_member else 0
+            return ctx.call(aten.flatten.using_ints, node, first, first + value.rank - 2)
+        return ctx.call(aten.unsqueeze.default, node, 1) if value.is_per_member and value.rank == 1 else node
+    if value.is_per_member:
+        return ctx.rows(value)
+    return ctx.call(aten.flatten.using_ints, ctx.shared(value), 0, value.rank - 2)
 
 
 def _common_fold(ctx: Context, values: list[Value], rank: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import fx
 
 from ensexport.batching.context import Context
 from ensexport.batching.registry import rule
-from ensexport.batching.value import Folded, Stacked, Value, same_size
+from ensexport.batching.value import ROWS, Folded, Stacked, Value, same_size
 
 aten = torch.ops.aten
 
@@ -56,12 +57,38 @@ def view(ctx: Context, x: Value, shape: list[int | fx.Node]) -> Value:
     target = ctx.result.shape
     if isinstance(x.layout, Folded) and len(target) > x.layout.dim:
         dim = x.layout.dim
-        is_kept = all(same_size(a, b) for a, b in zip(x.shape[:dim], target[:dim], strict=True))
-        if is_kept and isinstance(target[dim], int):
-            entries = [*shape[:dim], target[dim] * ctx.n_members, *shape[dim + 1 :]]
-            return ctx.value(ctx.call(aten.reshape.default, x.node, ctx.shape(entries)), Folded(dim))
+        if all(same_size(a, b) for a, b in zip(x.shape[:dim], target[:dim], strict=True)):
+            return _view_folded(ctx, x, shape, dim)
+    if x.layout == ROWS:
+        if len(target) > 2 and same_size(target[0], x.shape[0]):
+            # Heads are split off with the members in the batch, as attention takes them: one reshape.
+            return _view_folded(ctx, x, shape, 0)
+        return ctx.value(ctx.call(aten.reshape.default, x.node, [ctx.n_members, *ctx.shape(list(shape))]), Stacked(0))
     entries = [ctx.n_members, *ctx.shape(list(shape))]
     return ctx.value(ctx.call(aten.reshape.default, ctx.stacked(x), entries), Stacked(0))
+
+
+def _view_folded(ctx: Context, x: Value, shape: list[int | fx.Node], dim: int) -> Value:
+    """Reshape the physical tensor to the new shape with the members in its dim `dim`."""
+    target = ctx.result.shape
+    entries = [_known_size(ctx, size, entry) for size, entry in zip(target, shape, strict=True)]
+    others = [entry for index, entry in enumerate(entries) if index != dim and isinstance(entry, int)]
+    if isinstance(target[dim], int):
+        entries[dim] = target[dim] * ctx.n_members
+    elif -1 not in others:
+        entries[dim] = -1
+    else:
+        size = ctx.size(x, dim) if same_size(target[dim], x.shape[dim]) else entries[dim]
+        if not isinstance(size, fx.Node):
+            raise NotImplementedError(f"two unknown sizes in {target}")
+        entries[dim] = ctx.call(operator.mul, size, ctx.n_members)
+    return ctx.value(ctx.call(aten.reshape.default, x.node, ctx.shape(entries)), Folded(dim))
+
+
+def _known_size(ctx: Context, size: Any, entry: int | fx.Node) -> int | fx.Node:
+    if isinstance(size, int):
+        return size
+    return entry if isinstance(entry, fx.Node) else ctx.size_node(size) or entry
 
 
 @rule(aten.unsqueeze.default)
@@ -81,6 +108,13 @@ def expand(ctx: Context, x: Value, sizes: list[int | fx.Node], implicit: bool = 
     return ctx.value(node, Stacked(0))
 
 
+@rule(aten.expand_as.default)
+def expand_as(ctx: Context, x: Value, other: Value) -> Value:
+    """Broadcast to another tensor's shape."""
+    sizes = [ctx.size(other, dim) for dim in range(other.rank)]
+    return ctx.value(ctx.call(aten.expand.default, ctx.broadcast(x, other.rank), [ctx.n_members, *sizes]), Stacked(0))
+
+
 @rule(aten.repeat.default)
 def repeat(ctx: Context, x: Value, repeats: list[int | fx.Node]) -> Value:
     """Tile; new leading dims come after the member axis."""
@@ -94,8 +128,17 @@ def permute(ctx: Context, x: Value, dims: list[int]) -> Value:
 
 
 def _permuted(ctx: Context, x: Value, order: list[int]) -> Value:
-    if isinstance(x.layout, Folded):
+    channel_first = [0, x.rank - 1, *range(1, x.rank - 1)]
+    if x.rank > 3 and order == channel_first:
+        return ctx.value(
+            ctx.call(aten.permute.default, ctx.stacked(x), [1, 0, *(dim + 1 for dim in order[1:])]), Stacked(1)
+        )
+    if isinstance(x.layout, Folded) and not (x.rank > 2 and order[-1] == x.layout.dim):
         return ctx.value(ctx.call(aten.permute.default, x.node, order), Folded(order.index(x.layout.dim)))
+    if isinstance(x.layout, Folded):
+        fold = x.layout.dim
+        moved = [dim + 1 if dim >= fold else dim for dim in order]
+        return ctx.value(ctx.call(aten.permute.default, ctx.stacked(x, fold), [fold, *moved]), Stacked(0))
     return ctx.value(ctx.call(aten.permute.default, ctx.stacked(x), [0, *(dim + 1 for dim in order)]), Stacked(0))
 
 

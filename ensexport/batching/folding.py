@@ -1,0 +1,281 @@
+"""Scales and shifts that move into the weights beside them, so that they cost nothing at run time.
+
+A per-member scale cannot stand inside `LayerNormalization` (see `rules/norm.py`); it would be two nodes a norm. Where
+linear layers or convolutions alone read the result, `norm(x) * g + b` followed by `W` is `norm(x)` followed by
+`W * g` with `W @ b` added to the bias. A per-channel scale right behind a layer is a scale of its filters.
+
+Found once on the member graph (`find_folds`); the new weights are written into the weight graph, computed in float64
+for each member when packing (`Folds.folded_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from ensexport.batching.context import Context
+from ensexport.batching.member_graph import MemberGraph
+from ensexport.batching.value import Value, same_size
+
+aten = torch.ops.aten
+
+# op -> positions of scale and shift among its arguments
+_NORMS = {aten.layer_norm.default: (2, 3), aten.rms_norm.default: (2, None)}
+_CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+_SAME = {aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.dropout.default}
+_VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
+_FOLDED_DTYPES = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A per-channel scale, and a shift, that leave the place `node` in the member graph."""
+
+    node: fx.Node
+    scale: fx.Node | None
+    shift: fx.Node | None
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What moves where.
+
+    Attributes:
+        norms: Norms that run without their scale and shift.
+        removed: Multiplications that vanish -> the argument that takes their place.
+        inputs: Layer -> the scale and shift of its input channels.
+        outputs: Layer -> the scale of its output channels.
+    """
+
+    norms: set[fx.Node] = field(default_factory=set)
+    removed: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    inputs: dict[fx.Node, _Scale] = field(default_factory=dict)
+    outputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def arguments(self, ctx: Context, node: fx.Node, args: tuple[Any, ...], env: dict[fx.Node, Any]) -> tuple[Any, ...]:
+        """The arguments a node is batched with: ones and zeros for a norm, the new weights for a layer."""
+        if node in self.norms:
+            return _without_affine(ctx, node, args)
+        if node in self.inputs or node in self.outputs:
+            return self._folded_weights(ctx, node, args, env)
+        return args
+
+    def _folded_weights(
+        self, ctx: Context, node: fx.Node, args: tuple[Any, ...], env: dict[fx.Node, Any]
+    ) -> tuple[Any, ...]:
+        x, weight, bias = (*args, None, None)[:3]
+        dtype, trailing = weight.member.dtype, [1] * (weight.rank - 2)
+
+        def wide(value: Value, shape: list[int]) -> Value:
+            flat = ctx.weight(aten.to.dtype, value, torch.float64)
+            return ctx.weight(aten.reshape.default, flat, shape)
+
+        new_weight = ctx.weight(aten.to.dtype, weight, torch.float64)
+        new_bias = None if bias is None else wide(bias, [-1])
+        if node in self.inputs:
+            fold = self.inputs[node]
+            if fold.shift is not None:
+                shifted = ctx.weight(aten.mul.Tensor, new_weight, wide(env[fold.shift], [1, -1, *trailing]))
+                moved = ctx.weight(aten.sum.dim_IntList, shifted, list(range(1, weight.rank)))
+                new_bias = moved if new_bias is None else ctx.weight(aten.add.Tensor, new_bias, moved)
+            if fold.scale is not None:
+                new_weight = ctx.weight(aten.mul.Tensor, new_weight, wide(env[fold.scale], [1, -1, *trailing]))
+        if node in self.outputs:
+            scale = env[self.outputs[node]]
+            new_weight = ctx.weight(aten.mul.Tensor, new_weight, wide(scale, [-1, 1, *trailing]))
+            new_bias = None if new_bias is None else ctx.weight(aten.mul.Tensor, new_bias, wide(scale, [-1]))
+        final_bias = None if new_bias is None else ctx.weight(aten.to.dtype, new_bias, dtype)
+        return (x, ctx.weight(aten.to.dtype, new_weight, dtype), final_bias, *args[3:])
+
+
+def _without_affine(ctx: Context, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    new_args = list(args)
+    for position, fill in zip(_NORMS[node.target], (1.0, 0.0), strict=True):  # type: ignore[index]
+        if position is not None and len(args) > position and args[position] is not None:
+            dtype = args[position].member.dtype
+            new_args[position] = ctx.constant(aten.full.default, list(args[1]), fill, dtype=dtype)
+    return tuple(new_args)
+
+
+def find_folds(member: MemberGraph, is_shared: Callable[[str], bool]) -> Folds:
+    """Find what can move.
+
+    Only scales that differ between members are worth it, and never into a layer whose weights are equal in all
+    members or used elsewhere too: those are kept once.
+
+    Args:
+        member: The member graph; it is not changed.
+        is_shared: Is the state tensor of this name equal in all members?
+    """
+    folds = Folds()
+    finder = _Finder(member, is_shared)
+    for node in member.graph.nodes:
+        found = finder.scale_of(node)
+        if found is None:
+            continue
+        scale, channels = found
+        layers = finder.readers(node, channels, has_shift=scale.shift is not None)
+        if layers and not any(layer in folds.inputs for layer in layers):
+            folds.inputs.update(dict.fromkeys(layers, scale))
+            if node.target in _NORMS:
+                folds.norms.add(node)
+            else:
+                folds.removed[node] = node.args[0] if node.args[1] is scale.scale else node.args[1]
+        elif node.target is aten.mul.Tensor:
+            x = node.args[0] if finder.state_of(node.args[1]) is not None else node.args[1]
+            layer = finder.writer(x, channels)
+            if layer is not None and layer not in folds.outputs and scale.scale is not None:
+                folds.outputs[layer] = scale.scale
+                folds.removed[node] = x
+    return folds
+
+
+class _Finder:
+    def __init__(self, member: MemberGraph, is_shared: Callable[[str], bool]) -> None:
+        self.member = member
+        self.is_shared = is_shared
+
+    def state_of(self, node: Any) -> fx.Node | None:
+        """The state tensor a node is, or is a view of."""
+        while isinstance(node, fx.Node) and node not in self.member.state:
+            if node.target not in _VIEWS | _SAME | {aten.unsqueeze.default}:
+                return None
+            node = node.args[0]
+        return node if isinstance(node, fx.Node) else None
+
+    def _is_per_member(self, node: fx.Node | None) -> bool:
+        return node is not None and not self.is_shared(self.member.state[node])
+
+    def scale_of(self, node: fx.Node) -> tuple[_Scale, int] | None:
+        """The per-channel scale and shift that a node applies, and the dim of the channels in its result."""
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            return None
+        result = node.meta["val"]
+        if result.dtype not in _FOLDED_DTYPES:
+            return None
+        if node.target in _NORMS and len(node.args[1]) == 1:  # type: ignore[arg-type]
+            scale, shift = (
+                cast(fx.Node | None, None if position is None or position >= len(node.args) else node.args[position])
+                for position in _NORMS[cast(OpOverload, node.target)]
+            )
+            given = [part for part in (scale, shift) if part is not None]
+            if given and all(part in self.member.state for part in given) and any(map(self._is_per_member, given)):
+                return _Scale(node, scale, shift), result.dim() - 1
+        if node.target is aten.mul.Tensor:
+            return self._product(node, result)
+        return None
+
+    def _product(self, node: fx.Node, result: torch.Tensor) -> tuple[_Scale, int] | None:
+        states = [self.state_of(arg) for arg in node.args]
+        if (states[0] is None) == (states[1] is None):
+            return None
+        factor, x = (node.args[0], node.args[1]) if states[0] is not None else (node.args[1], node.args[0])
+        state = states[0] if states[0] is not None else states[1]
+        if not isinstance(factor, fx.Node) or not isinstance(x, fx.Node) or not self._is_per_member(state):
+            return None
+        scale = factor.meta["val"]
+        wide = [dim for dim in range(-scale.dim(), 0) if not same_size(scale.shape[dim], 1)]
+        if len(wide) != 1 or scale.dim() > result.dim() or scale.dtype != result.dtype:
+            return None
+        if x.meta["val"].dtype != result.dtype or x.meta["val"].dim() != result.dim():
+            return None
+        if not same_size(x.meta["val"].shape[wide[0]], scale.numel()):
+            return None
+        return _Scale(node, state, None), result.dim() + wide[0]
+
+    def readers(self, node: fx.Node, channels: int, *, has_shift: bool) -> list[fx.Node]:
+        """The layers that read a node's channels, if nothing else does; else an empty list."""
+        layers: list[fx.Node] = []
+        for user in node.users:
+            if self._takes_fold(user, node, channels, has_shift):
+                layers.append(user)
+                continue
+            passed = _passed_on(user, node, channels)
+            further = [] if passed is None else self.readers(user, passed, has_shift=has_shift)
+            if not further:
+                return []
+            layers.extend(further)
+        return layers
+
+    def _takes_fold(self, layer: fx.Node, x: fx.Node, channels: int, has_shift: bool) -> bool:
+        if not self._is_layer(layer) or layer.args[0] is not x or list(layer.all_input_nodes).count(x) != 1:
+            return False
+        rank = x.meta["val"].dim()
+        if layer.target is aten.linear.default:
+            return bool(channels == rank - 1)
+        spatial = _CONVS[layer.target]  # type: ignore[index]
+        _, _, _, _, padding, _, groups = _conv_arguments(layer, spatial)
+        is_padded = any(padding) and has_shift  # the shift of a padded border is no constant
+        return bool(channels == rank - spatial - 1 and groups == 1 and not is_padded)
+
+    def writer(self, node: Any, channels: int) -> fx.Node | None:
+        """The layer whose output channels a node hands on, if nobody else reads them on the way."""
+        while isinstance(node, fx.Node) and len(node.users) == 1:
+            if self._is_layer(node):
+                spatial = 0 if node.target is aten.linear.default else _CONVS[node.target]  # type: ignore[index]
+                return node if channels == node.meta["val"].dim() - spatial - 1 else None
+            source = node.args[0] if node.args else None
+            if not isinstance(source, fx.Node):
+                return None
+            before = (
+                [dim for dim in range(source.meta["val"].dim()) if _passed_on(node, source, dim) == channels]
+                if isinstance(source.meta.get("val"), torch.Tensor)
+                else []
+            )
+            if len(before) != 1:
+                return None
+            node, channels = source, before[0]
+        return None
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        """A linear layer or convolution with weights of its own that differ between members."""
+        if node.target is not aten.linear.default and node.target not in _CONVS:
+            return False
+        weight, bias = (*node.args, None)[1:3]
+        if node.kwargs or weight not in self.member.state or (bias is not None and bias not in self.member.state):
+            return False
+        is_own = all(len(part.users) == 1 for part in (weight, bias) if part is not None)  # type: ignore[union-attr]
+        return is_own and self._is_per_member(weight)  # type: ignore[arg-type]
+
+
+def _conv_arguments(node: fx.Node, spatial: int) -> tuple[Any, ...]:
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    defaults = (None, None, None, [1] * spatial, [0] * spatial, [1] * spatial, 1)
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return tuple(given.get(name, default) for name, default in zip(names, defaults, strict=True))
+
+
+def _passed_on(node: fx.Node, source: fx.Node, channels: int) -> int | None:
+    """The dim where the channels of `source` stand in the result of `node`, which changes no value; else None."""
+    result = node.meta.get("val")
+    if node.op != "call_function" or node.args[0] is not source or not isinstance(result, torch.Tensor):
+        return None
+    shape, args = source.meta["val"].shape, list(node.args)
+    rank = len(shape)
+    if node.target in _SAME or node.target is aten.roll.default:
+        return channels
+    if node.target in (aten.permute.default, aten.transpose.int):
+        return _order(node, rank).index(channels)
+    if node.target in _VIEWS:
+        is_kept = channels == rank - 1 and result.dim() > 0 and same_size(result.shape[-1], shape[-1])
+        return result.dim() - 1 if is_kept else None
+    if node.target in (aten.slice.Tensor, aten.select.int):
+        dim = cast(int, args[1] if len(args) > 1 else 0) % rank
+        gone = node.target is aten.select.int and dim < channels
+        return None if dim == channels else channels - int(gone)
+    return None
+
+
+def _order(node: fx.Node, rank: int) -> list[int]:
+    """The dims of the argument in the order of the result."""
+    if node.target is aten.permute.default:
+        return [dim % rank for dim in cast(list[int], node.args[1])]
+    order = list(range(rank))
+    first, second = cast(int, node.args[1]) % rank, cast(int, node.args[2]) % rank
+    order[first], order[second] = order[second], order[first]
+    return order
