@@ -72,7 +72,8 @@ def member_onnx_model(member: MemberGraph, output_names: Sequence[str]) -> tuple
     """
     model = _exported(member.program, DEFAULT_OPSET)
     _cleaned(model, list(member.inputs), output_names, member.symbols)
-    return model, {name: name.removeprefix("member.") for name in model.graph.initializers}
+    states = {name: value.meta.get("packed_name", name) for name, value in model.graph.initializers.items()}
+    return model, {name: state.removeprefix("member.") for name, state in states.items()}
 
 
 def _exported(program: ExportedProgram, opset: int) -> ir.Model:
@@ -125,8 +126,9 @@ def write_onnx(
     """
     total = 0
     for name, value in model.graph.initializers.items():
-        if name in weights:
-            value.const_value = TorchTensor(weights[name], name=name)
+        packed = value.meta.get("packed_name", name)
+        if packed in weights:
+            value.const_value = TorchTensor(weights[packed], name=name)
         assert value.const_value is not None
         total += value.const_value.nbytes
     for key, text in sorted(metadata.items()):

@@ -5,6 +5,7 @@ Each says what must hold before and what holds after, and returns whether it cha
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,13 +16,18 @@ import onnx_ir as ir
 def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbols: Mapping[str, str]) -> bool:
     """Give inputs, outputs and dynamic dims the user's names.
 
-    Before: the exporter's names (`s77`, `add_1`). After: the graph's inputs and outputs are called as given, in
-    order, no other value has such a name, and every dim expression is written in the user's dims.
+    Before: the exporter's names (`s77`, `add_1`); a buffer may be called like an output, or like a node's value. After:
+    the graph's inputs and outputs are called as given, in order, no two values share a name, and every dim
+    expression is written in the user's dims. An initializer that had to give way has its old name in
+    `meta["packed_name"]`.
     """
-    taken = set(inputs) | set(outputs)
+    taken = {*inputs, *outputs, *symbols.values()}
+    ends = {*model.graph.inputs, *model.graph.outputs}
     for value in _values(model):
-        if value.name in taken or value.name in symbols.values():
-            value.name = f"{value.name}_value"
+        if value not in ends and value.name in taken:
+            _rename_value(model, value, taken)
+        if value not in ends and value.name is not None:
+            taken.add(value.name)
     for node in model.graph:
         node.name = f"node_{node.name}" if node.name in taken else node.name
     for value, name in zip(model.graph.inputs, inputs, strict=True):
@@ -32,12 +38,30 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbo
     for value in _values(model):
         if value.shape is None or pattern is None:
             continue
-        for index, dim in enumerate(value.shape):
-            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                named = pattern.sub(lambda match: symbols[match[1]], str(dim.value))
-                if named != dim.value:
-                    value.shape[index] = named
+        value.shape = ir.Shape(
+            pattern.sub(lambda match: symbols[match[1]], dim.value)
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+            else dim
+            for dim in value.shape
+        )
     return True
+
+
+def _rename_value(model: ir.Model, value: ir.Value, taken: set[str]) -> None:
+    old = value.name
+    assert old is not None
+    new = next(
+        name for number in itertools.count(1) if (name := f"{old}_value{number if number > 1 else ''}") not in taken
+    )
+    if model.graph.initializers.get(old) is not value:
+        value.name = new
+        return
+    del model.graph.initializers[old]
+    value.meta["packed_name"] = old
+    value.name = new
+    if value.const_value is not None:
+        value.const_value.name = new
+    model.graph.initializers[new] = value
 
 
 def constant_reshapes(model: ir.Model) -> bool:

@@ -137,8 +137,8 @@ def _affine(
     normalize: Callable[[fx.Node, fx.Node, fx.Node], fx.Node],
 ) -> Value:
     """Normalise with a scale of ones and a shift of zeros given as tensors: left out, ONNX would compute them."""
-    in_rows = x.layout == ROWS and len(normalized_shape) == 1
-    rows = x.node if in_rows else ctx.stacked(x) if x.is_per_member else ctx.shared(x)
+    in_rows = x.layout in (ROWS, Folded(x.rank - 1)) and x.rank > 2 and len(normalized_shape) == 1
+    rows = ctx.rows(x) if in_rows else ctx.stacked(x) if x.is_per_member else ctx.shared(x)
     wrapped = ctx.rows_value if in_rows else lambda node: ctx.value(node, Stacked(0))
     rank = 2 if in_rows else x.rank
     dtype = ctx.result.dtype
