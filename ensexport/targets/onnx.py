@@ -24,7 +24,7 @@ from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.recurrent import use_stand_ins
 from ensexport.errors import ExportError, FrozenDimError, OpsetError
 from ensexport.spec import TensorSpec
-from ensexport.targets import onnx_gaps, onnx_passes, onnx_recurrent
+from ensexport.targets import onnx_attention, onnx_gaps, onnx_passes, onnx_recurrent
 from ensexport.targets.program import build_program
 
 DEFAULT_OPSET = 20
@@ -86,7 +86,11 @@ def _exported(program: ExportedProgram, opset: int) -> ir.Model:
                 optimize=False,
                 verbose=False,
                 opset_version=opset,
-                custom_translation_table={**onnx_recurrent.translations(), **onnx_gaps.translations()},
+                custom_translation_table={
+                    **onnx_recurrent.translations(),
+                    **onnx_gaps.translations(),
+                    **onnx_attention.translations(),
+                },
             )
     except Exception as error:
         raise _explained(error, opset) from error
