@@ -13,6 +13,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18
 
+from ensexport.targets import onnx_windows
+
 op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
 aten = torch.ops.aten
 
@@ -21,7 +23,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The translation table for `torch.onnx.export`."""
     return {
         aten._cdist_forward.default: _cdist,
-        aten.conv3d.default: _conv3d,
+        **onnx_windows.translations(),
         aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
         aten.embedding_bag.padding_idx: _embedding_bag,
         aten._embedding_bag.default: _embedding_bag,
@@ -47,24 +49,6 @@ def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
         return op.ReduceMax(size, _axes(-1), keepdims=0)
     power = op.CastLike(_constant(np.array(p, dtype=np.float32)), size)
     return op.Pow(op.ReduceSum(op.Pow(size, power), _axes(-1), keepdims=0), op.Reciprocal(power))
-
-
-def _conv3d(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Sequence[int] = (1, 1, 1),
-    padding: Sequence[int] = (0, 0, 0),
-    dilation: Sequence[int] = (1, 1, 1),
-    groups: int = 1,
-) -> Any:
-    """`x (B, C, D, H, W)`, `weight (O, C/groups, ...)`: the exporter's own form makes up a wrong bias where none is."""
-    is_single = len(x.shape) == 4
-    wide = op.Unsqueeze(x, _axes(0)) if is_single else x
-    tensors = (wide, weight) if bias is None else (wide, weight, bias)
-    sides = {"strides": list(stride), "pads": [*padding, *padding], "dilations": list(dilation)}
-    result = op.Conv(*tensors, group=groups, **sides)
-    return op.Squeeze(result, _axes(0)) if is_single else result
 
 
 def _adaptive_avg_pool3d(x: Any, output_size: Sequence[int]) -> Any:

@@ -283,6 +283,11 @@ TABLE: dict[str, Row] = {
     "conv2d-reflect": layer(lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), WIDE),
     "conv2d-circular": layer(lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), WIDE),
     "conv3d": layer(seq(lambda: nn.Conv3d(2, 4, 3, padding=1), nn.ELU, lambda: nn.Conv3d(4, 2, 1)), CUBE),
+    "conv3d-no-bias": layer(
+        seq(lambda: nn.Conv3d(2, 4, 3, bias=False), nn.ReLU, lambda: nn.Conv3d(4, 4, 2, groups=2, bias=False)), CUBE
+    ),
+    "conv3d-same": layer(lambda: nn.Conv3d(2, 4, (2, 3, 1), padding="same", bias=False), CUBE),
+    "conv2d-unbatched": layer(lambda: nn.Conv2d(4, 4, 3, padding=1), "x:float32[4,8,8]"),
     "conv2d-dynamic-size": layer(
         seq(lambda: nn.Conv2d(3, 4, 3, padding=1), nn.ReLU, lambda: nn.Conv2d(4, 2, 1)),
         "x:float32[batch,3,height,width]",
@@ -295,6 +300,13 @@ TABLE: dict[str, Row] = {
         seq(lambda: nn.Conv2d(4, 4, 1), lambda: nn.ConvTranspose2d(4, 8, 3, groups=2, bias=False)), WIDE
     ),
     "conv-transpose3d": layer(lambda: nn.ConvTranspose3d(2, 3, 2, 2), CUBE),
+    "conv-transpose-far-end": layer(
+        seq(
+            lambda: nn.ConvTranspose2d(4, 6, 3, stride=(1, 2), dilation=(2, 3), padding=(0, 1), output_padding=(1, 2)),
+            lambda: nn.ConvTranspose2d(6, 2, 2, dilation=3, output_padding=2),
+        ),
+        WIDE,
+    ),
     "conv-weight-standardised": fn(
         lambda m, x: F.conv1d(
             x, ((m.w - m.w.mean(1, keepdim=True)) / (m.w.var(1, keepdim=True) + 1e-5).sqrt()).reshape(6, 4, 1)
@@ -342,6 +354,12 @@ TABLE: dict[str, Row] = {
     "avgpool2d": layer(seq(lambda: nn.Conv2d(3, 4, 3), lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False)), IMAGE),
     "avgpool2d-ceil": layer(seq(lambda: nn.Conv2d(3, 4, 3), lambda: nn.AvgPool2d(3, 2, ceil_mode=True)), IMAGE),
     "avgpool3d": layer(seq(lambda: nn.Conv3d(2, 4, 1), lambda: nn.AvgPool3d(2)), CUBE),
+    "avgpool2d-divisor": layer(
+        seq(lambda: nn.Conv2d(3, 4, 3), lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=5)), IMAGE
+    ),
+    "avgpool3d-divisor": layer(
+        seq(lambda: nn.Conv3d(2, 4, 1), lambda: nn.AvgPool3d(2, 3, 1, divisor_override=3)), CUBE
+    ),
     "adaptive-avgpool1d": layer(seq(lambda: nn.Conv1d(4, 4, 1), lambda: nn.AdaptiveAvgPool1d(4)), LINE),
     "adaptive-avgpool2d": layer(
         seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveAvgPool2d(1), nn.Flatten, lambda: nn.Linear(4, 2)), IMAGE
@@ -352,6 +370,11 @@ TABLE: dict[str, Row] = {
     ),
     "adaptive-avgpool3d": layer(seq(lambda: nn.Conv3d(2, 4, 1), lambda: nn.AdaptiveAvgPool3d(2)), CUBE),
     "adaptive-maxpool2d": layer(seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveMaxPool2d(1)), IMAGE),
+    "adaptive-maxpool1d-grid": layer(seq(lambda: nn.Conv1d(4, 4, 1), lambda: nn.AdaptiveMaxPool1d(3)), LINE),
+    "adaptive-maxpool2d-grid": layer(
+        seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveMaxPool2d((5, 3), return_indices=True)), IMAGE
+    ),
+    "adaptive-maxpool3d-grid": layer(seq(lambda: nn.Conv3d(2, 4, 1), lambda: nn.AdaptiveMaxPool3d((1, 2, 4))), CUBE),
     "lppool2d": layer(seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.LPPool2d(2, 2)), IMAGE),
     "maxunpool2d": fn(lambda m, x: F.max_unpool2d(*F.max_pool2d(m.c(x), 2, return_indices=True), 2), WIDE),
     "maxunpool1d": fn(lambda m, x: F.max_unpool1d(*F.max_pool1d(x * m.s, 2, return_indices=True), 2), LINE),
