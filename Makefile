@@ -28,7 +28,7 @@ bench: $(INSTALLED)  ## the numbers of docs/bench.md: a minute each, on a machin
 samples: demo
 	@$(RUN) sh samples/tutorial/run.sh
 
-zoo: $(INSTALLED)  ## write docs/coverage.md: one network of every timm family; takes hours
+zoo: $(INSTALLED)  ## write docs/coverage.md: timm, torchvision and transformers, a network a family; takes hours
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[zoo]"
 	$(BIN)/python -m tests.zoo.run
 

@@ -31,7 +31,7 @@ artifact = click.argument("artifact", metavar="ARTIFACT")
 model = click.option(
     "--model",
     metavar="SPEC",
-    help="The architecture: path/to/model.py:Net or package.module:factory.",
+    help="The architecture: path/to/model.py:Net, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER.",
 )
 model_args = click.option("--model-args", metavar="JSON", help="Its keyword arguments, as a JSON object.")
 config = click.option(
