@@ -123,9 +123,9 @@ def _page(lines: list[str]) -> str:
             "ONNX Runtime's basic optimisation. Made by `python -m tests.zoo.nodes`, "
             f"{datetime.date.today().isoformat()}, torch {torch.__version__}, ONNX Runtime {ort.__version__}.",
             "",
-            "One member's export is written with the same ONNX forms of attention, convolutions and pools as the packed",
-            "graph. A stacked linear layer is `MatMul` and `Add` where one member has a `Gemm`. A norm over the channels of",
-            "images splits them from the members and merges them again: two `Reshape`, which copy nothing.",
+            "One member's export is written with the same ONNX forms of attention, convolutions and pools as the",
+            "packed graph. A stacked linear layer is `MatMul` and `Add` where one member has a `Gemm`. A norm over",
+            "the channels of images splits them from the members and merges them again: two `Reshape`, no copies.",
             "",
             "| model | one member | packed | ratio | ops that differ |",
             "| --- | --- | --- | --- | --- |",
