@@ -121,6 +121,8 @@ def _no_vmap_loop() -> Iterator[None]:
 def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
     """Call the op once a member and stack the results."""
     copies = []
+    if op is aten.view.default:
+        op = aten.reshape.default  # a member's slice has other strides than the member's own tensor
     try:
         for index in range(ctx.n_members):
             member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]

@@ -266,7 +266,7 @@ TABLE: dict[str, Row] = {
     "pairwise": fn(lambda m, x: F.pairwise_distance(x[:, 0], x[:, 1] * m.s)),
     # convolutions
     "cdist-unbatched": fn(lambda m, x: torch.cdist(x[0], m.w)),
-    "quantise": fn(lambda m, x: m.w[torch.cdist(x, m.w).argmin(-1)], steps=frozenset({"vmap"})),
+    "quantise": fn(lambda m, x: m.w[torch.cdist(x, m.w).argmin(-1)]),
     "cross": fn(lambda m, x: torch.cross(x[:, :, :3], m.w[None, :, :3], dim=-1)),
     "matrix-norm": fn(lambda m, x: torch.linalg.norm(x * m.v, dim=(1, 2)) + torch.linalg.matrix_norm(x * m.s)),
     "conv1d": layer(seq(lambda: nn.Conv1d(4, 6, 3), nn.ReLU, lambda: nn.Conv1d(6, 4, 3, dilation=2)), LINE),
@@ -483,7 +483,7 @@ TABLE: dict[str, Row] = {
     "slice": fn(lambda m, x: (x * m.v)[:, 1:3, ::2]),
     "narrow": fn(lambda m, x: (x * m.v).narrow(2, 1, 3)),
     "index": fn(lambda m, x: (x * m.v)[:, torch.tensor([0, 2])]),
-    "index-weight": fn(lambda m, ids: m.w.t()[ids], "ids:int64[batch,5]", steps=frozenset({"vmap"})),
+    "index-weight": fn(lambda m, ids: m.w.t()[ids], "ids:int64[batch,5]"),
     "index-two": fn(lambda m, x: (x * m.v)[:, torch.tensor([0, 2]), torch.tensor([1, 3])]),
     "index-select": fn(lambda m, x: (x * m.v).index_select(2, torch.tensor([5, 0]))),
     "gather": fn(lambda m, x, ids: (x * m.v).gather(2, ids), F2, "ids:int64[batch,4,2]"),
@@ -503,9 +503,7 @@ TABLE: dict[str, Row] = {
     ),
     "index-put-mask": fn(lambda m, x: _put_mask(x * m.v)),
     "index-copy": fn(lambda m, x: (x * m.v).index_copy(2, torch.tensor([0, 2]), x[:, :, :2])),
-    "index-rows-own": fn(
-        lambda m, x: (lambda y: y[torch.arange(y.shape[0]), y.sum(-1).argmax(-1)])(x * m.v), steps=frozenset({"vmap"})
-    ),
+    "index-rows-own": fn(lambda m, x: (lambda y: y[torch.arange(y.shape[0]), y.sum(-1).argmax(-1)])(x * m.v)),
     "select-assign": fn(lambda m, x: _assign_selected(x * m.v, m.s)),
     "slice-assign": fn(lambda m, x: _assign(x * m.v)),
     "masked-fill": fn(lambda m, x: (x * m.v).masked_fill(x > 0.5, -1.0)),

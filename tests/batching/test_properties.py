@@ -282,7 +282,7 @@ def attentions(draw: st.DrawFn) -> Case:
         heads, kv = draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]))
         build = partial(Attention, heads, kv, mask, is_causal=is_causal, scale=draw(st.none() | st.just(0.3)))
     else:
-        names = ("bias", "batch_first", "need_weights", "average")
+        names = ("bias", "add_bias_kv", "add_zero_attn", "batch_first", "need_weights", "average")
         mask = draw(st.sampled_from(["none", "padding", "causal", "both", "float"]))
         build = partial(Multihead, mask, **{name: draw(st.booleans()) for name in names})
     return Case(build, inputs, only_shared)

@@ -239,7 +239,7 @@ for _op, _over_dim in _WHOLE.items():
 
 @rule(aten.index.Tensor)
 def index(ctx: Context, x: Value, indices: list[Value | None]) -> Value | None:
-    """Advanced indexing with the same indices for all members, or of a shared table with one index a member."""
+    """Advanced indexing with the same indices for all members, or with indices of their own."""
     given = [dim for dim, value in enumerate(indices) if value is not None]
     per_member = [dim for dim in given if indices[dim].is_per_member]  # type: ignore[union-attr]
     is_adjacent = given == list(range(given[0], given[-1] + 1))
@@ -249,7 +249,15 @@ def index(ctx: Context, x: Value, indices: list[Value | None]) -> Value | None:
         # Indices with a gap put their result in front, before the member axis.
         front = ctx.result.dim() - (x.rank - len(given))
         return ctx.value(node, Stacked(0 if is_adjacent else front))
-    if x.is_per_member or len(given) != 1:
+    chosen = [value for value in indices if value is not None]
+    if not x.is_per_member and len(given) == 1:
+        nodes = [None if value is None else ctx.stacked(value) for value in indices]
+        return ctx.value(ctx.call(aten.index.Tensor, ctx.shared(x), nodes), Stacked(given[0]))
+    if given[0] != 0 or not is_adjacent or any(value.member.dtype is torch.bool for value in chosen):
         return None
-    nodes = [None if value is None else ctx.stacked(value) for value in indices]
-    return ctx.value(ctx.call(aten.index.Tensor, ctx.shared(x), nodes), Stacked(given[0]))
+    # Each member's number stands beside its own indices.
+    rank = max(value.rank for value in chosen)
+    numbers = ctx.call(aten.arange.default, ctx.n_members, device=x.member.device)
+    numbers = ctx.call(aten.reshape.default, numbers, [-1] + [1] * rank)
+    nodes = [numbers, *(ctx.broadcast(value, rank) for value in chosen)]
+    return ctx.value(ctx.call(aten.index.Tensor, ctx.stacked(x), nodes), Stacked(0))

@@ -24,7 +24,11 @@ def _product(ctx: Context, x: Value, y: Value) -> Value | None:
     if x.rank == 0 or y.rank == 0:
         return None
     left, right = _as_matrix(ctx, x, 0), _as_matrix(ctx, y, 1)
-    node = ctx.call(aten.matmul.default, *_aligned(ctx, x, y, left, right))
+    aligned = _aligned(ctx, x, y, left, right)
+    if x.rank > 1 and y.rank > 1:
+        # Torch's shape function asks whether dynamic sizes are 0.
+        return ctx.value(ctx.call_in(Stacked(0), aten.matmul.default, *aligned), Stacked(0))
+    node = ctx.call(aten.matmul.default, *aligned)
     if y.rank == 1:
         node = ctx.call(aten.squeeze.dim, node, -1)
     if x.rank == 1:

@@ -63,9 +63,13 @@ def view(ctx: Context, x: Value, shape: list[int | fx.Node]) -> Value:
         if len(target) > 2 and same_size(target[0], x.shape[0]):
             # Heads are split off with the members in the batch, as attention takes them: one reshape.
             return _view_folded(ctx, x, shape, 0)
-        return ctx.value(ctx.call(aten.reshape.default, x.node, [ctx.n_members, *ctx.shape(list(shape))]), Stacked(0))
-    entries = [ctx.n_members, *ctx.shape(list(shape))]
-    return ctx.value(ctx.call(aten.reshape.default, ctx.stacked(x), entries), Stacked(0))
+        return _reshaped(ctx, x.node, [ctx.n_members, *ctx.shape(list(shape))], Stacked(0))
+    return _reshaped(ctx, ctx.stacked(x), [ctx.n_members, *ctx.shape(list(shape))], Stacked(0))
+
+
+def _reshaped(ctx: Context, node: fx.Node, entries: list[int | fx.Node], layout: Stacked | Folded) -> Value:
+    """Reshape to the result's own shape; torch's shape function would ask whether dynamic sizes divide each other."""
+    return ctx.value(ctx.call_in(layout, aten.reshape.default, node, entries), layout)
 
 
 def _view_folded(ctx: Context, x: Value, shape: list[int | fx.Node], dim: int) -> Value:
@@ -82,7 +86,7 @@ def _view_folded(ctx: Context, x: Value, shape: list[int | fx.Node], dim: int) -
         if not isinstance(size, fx.Node):
             raise NotImplementedError(f"two unknown sizes in {target}")
         entries[dim] = ctx.call(operator.mul, size, ctx.n_members)
-    return ctx.value(ctx.call(aten.reshape.default, x.node, ctx.shape(entries)), Folded(dim))
+    return _reshaped(ctx, x.node, ctx.shape(entries), Folded(dim))
 
 
 def _known_size(ctx: Context, size: Any, entry: int | fx.Node) -> int | fx.Node:
