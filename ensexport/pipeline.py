@@ -32,6 +32,7 @@ from ensexport.spec import (
     parse_inputs,
 )
 from ensexport.stacking import Ensemble
+from ensexport.stacking.baseline import run_member
 from ensexport.stacking.state import named_tensors
 from ensexport.staging import Staging, writing
 from ensexport.validation import check_artifact, raise_on_mismatch, reference_outputs
@@ -137,13 +138,20 @@ def export(
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
             module = ensemble.build(0)
+            built = named_tensors(module)
             example = find_example(module, specs)
+            fills_buffers = any(built.get(name) is not tensor for name, tensor in named_tensors(module).items())
             member = capture_member(module, specs, example)
             ranges, notes = accepted_ranges(module, member, example)
             names = _output_names(output_names, tuple(example.outputs), specs)
         with clock.stage("batch"):
             # No copies: the tensors are the members' own.
-            states = [named_tensors(ensemble.build(member_index)) for member_index in range(len(ensemble))]
+            members = [ensemble.build(member_index) for member_index in range(len(ensemble))]
+            if fills_buffers:  # on the first call, as member 0 was captured after it
+                for one in members:
+                    run_member(one, example.feed)
+            states = [named_tensors(one) for one in members]
+            del members
             batched = batch_graph(
                 member,
                 len(ensemble),

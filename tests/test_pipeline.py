@@ -53,6 +53,26 @@ def test_weight_changed_too_little_to_show_is_found_by_its_digest(tmp_path: Path
         ensexport.validate(path, ensexport.load_members(folder, model=_net), batches=(2,), seeds=(0,))
 
 
+class _FillsBuffer(nn.Module):
+    """Computes a table on the first call and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4))
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table.shape != self.weight.shape:
+            self.table = self.weight.detach().cumsum(0)
+        return x + self.table
+
+
+def test_buffers_that_the_first_call_fills_are_each_members_own(tmp_path: Path) -> None:
+    paths = [tmp_path / "e.onnx", tmp_path / "e.ts"]
+    ensexport.export(ensexport.stack([_FillsBuffer() for _ in range(3)]), paths, inputs=INPUTS)
+    assert paths[0].exists()
+
+
 def test_onnx_carries_names_dims_and_opset(tmp_path: Path) -> None:
     path = tmp_path / "e.onnx"
     ensexport.export(

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from ensexport.batching import rules
 from ensexport.batching.builder import GraphBuilder
+from ensexport.batching.channels_first import channels_first
 from ensexport.batching.context import Context, shared_value
 from ensexport.batching.folding import Folds, find_folds
 from ensexport.batching.ladder import StepError, UnbatchableError, climb_down
@@ -129,6 +130,7 @@ class _Walk:
 
     def batched(self, strategy: str) -> BatchedGraph:
         """Batch op by op."""
+        self.member = channels_first(self.member)
         self._placeholders()
         self.folds = find_folds(self.member, self._is_shared)
         outputs = self._run()

@@ -237,10 +237,18 @@ class _Finder:
         if node.target is not aten.linear.default and node.target not in _CONVS:
             return False
         weight, bias = (*node.args, None)[1:3]
-        if node.kwargs or weight not in self.member.state or (bias is not None and bias not in self.member.state):
+        given = [weight] if bias is None else [weight, bias]
+        if node.kwargs or not all(map(self._is_own_state, given)):
             return False
-        is_own = all(len(part.users) == 1 for part in (weight, bias) if part is not None)  # type: ignore[union-attr]
-        return is_own and self._is_per_member(weight)  # type: ignore[arg-type]
+        return self._is_per_member(self.state_of(weight))
+
+    def _is_own_state(self, node: Any) -> bool:
+        """Is it a state tensor, or a view of one, that nothing else reads?"""
+        while isinstance(node, fx.Node) and len(node.users) == 1:
+            if node in self.member.state:
+                return True
+            node = node.args[0] if node.target in _VIEWS else None
+        return False
 
 
 def _conv_arguments(node: fx.Node, spatial: int) -> tuple[Any, ...]:
@@ -260,10 +268,9 @@ def _passed_on(node: fx.Node, source: fx.Node, channels: int) -> int | None:
     if node.target in _SAME or node.target is aten.roll.default:
         return channels
     if node.target in (aten.permute.default, aten.transpose.int):
-        return _order(node, rank).index(channels)
+        return order_of(node, rank).index(channels)
     if node.target in _VIEWS:
-        is_kept = channels == rank - 1 and result.dim() > 0 and same_size(result.shape[-1], shape[-1])
-        return result.dim() - 1 if is_kept else None
+        return _kept_by_view(shape, result.shape, channels)
     if node.target in (aten.slice.Tensor, aten.select.int):
         dim = cast(int, args[1] if len(args) > 1 else 0) % rank
         gone = node.target is aten.select.int and dim < channels
@@ -271,7 +278,20 @@ def _passed_on(node: fx.Node, source: fx.Node, channels: int) -> int | None:
     return None
 
 
-def _order(node: fx.Node, rank: int) -> list[int]:
+def _kept_by_view(shape: torch.Size, result: torch.Size, channels: int) -> int | None:
+    """Where a view keeps the channels: as the last dim, or where it only adds and takes away dims of size 1."""
+    if channels == len(shape) - 1 and len(result) > 0 and same_size(result[-1], shape[-1]):
+        return len(result) - 1
+    before = [dim for dim, size in enumerate(shape) if not same_size(size, 1)]
+    after = [dim for dim, size in enumerate(result) if not same_size(size, 1)]
+    if channels not in before or len(before) != len(after):
+        return None
+    if not all(same_size(shape[old], result[new]) for old, new in zip(before, after, strict=True)):
+        return None
+    return after[before.index(channels)]
+
+
+def order_of(node: fx.Node, rank: int) -> list[int]:
     """The dims of the argument in the order of the result."""
     if node.target is aten.permute.default:
         return [dim % rank for dim in cast(list[int], node.args[1])]

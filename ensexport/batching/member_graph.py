@@ -55,6 +55,7 @@ class MemberGraph:
 
     Attributes:
         program: The exported program it belongs to.
+        graph: The ATen graph: the program's, or one rewritten from it.
         specs: The inputs, in the file's order.
         output_names: Contract names of the outputs.
         inputs: Input name -> placeholder.
@@ -66,6 +67,7 @@ class MemberGraph:
     """
 
     program: ExportedProgram
+    graph: fx.Graph
     specs: tuple[TensorSpec, ...]
     output_names: tuple[str, ...]
     inputs: Mapping[str, fx.Node]
@@ -74,12 +76,6 @@ class MemberGraph:
     outputs: tuple[fx.Node, ...]
     dim_ranges: Mapping[str, tuple[int, int | None]]
     symbols: Mapping[str, str]
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The ATen graph."""
-        graph: fx.Graph = self.program.graph
-        return graph
 
     @property
     def fake_mode(self) -> FakeTensorMode:
@@ -261,6 +257,7 @@ def _described(program: ExportedProgram, specs: tuple[TensorSpec, ...], names: t
     ranges, symbols = _dims(program, specs, inputs)
     return MemberGraph(
         program,
+        program.graph,
         specs,
         names,
         {spec.name: node for spec, node in zip(specs, inputs, strict=True)},

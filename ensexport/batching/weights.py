@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from ensexport.errors import StackError
+
 Kind = Literal["stacked", "folded", "shared", "member"]
 
 
@@ -69,8 +71,19 @@ class WeightProgram:
 
         Args:
             state: The member's parameters and buffers by name.
+
+        Raises:
+            StackError: One of them has another shape than the graph was made for.
         """
         leaves = [state[name] if name in state else self.constants[name] for name in self.leaves]
+        expected = [node.meta["val"] for node in self.module.graph.nodes if node.op == "placeholder"]
+        for name, leaf, fake in zip(self.leaves, leaves, expected, strict=True):
+            if leaf.shape != fake.shape:
+                raise StackError(
+                    f"cannot pack '{name}': expected shape {tuple(fake.shape)}, as in member 0 when it was captured, "
+                    f"got {tuple(leaf.shape)}.",
+                    hint="Is it changed by forward? Then compute it without storing.",
+                )
         with torch.no_grad():
             pieces: tuple[torch.Tensor, ...] = self.module(*leaves)
         return tuple(piece.detach().contiguous() for piece in pieces)

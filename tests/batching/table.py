@@ -59,6 +59,17 @@ def layer(build: Callable[[], nn.Module], *inputs: str, **options: object) -> Ro
     return Row(build, inputs, **options)  # type: ignore[arg-type]
 
 
+class Permute(nn.Module):
+    """Reorder dims, as torchvision's `Permute` does."""
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.dims)
+
+
 def seq(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*(make() for make in layers))
 
@@ -290,6 +301,19 @@ TABLE: dict[str, Row] = {
     "conv2d-unbatched": layer(lambda: nn.Conv2d(4, 4, 3, padding=1), "x:float32[4,8,8]"),
     "conv2d-dynamic-size": layer(
         seq(lambda: nn.Conv2d(3, 4, 3, padding=1), nn.ReLU, lambda: nn.Conv2d(4, 2, 1)),
+        "x:float32[batch,3,height,width]",
+    ),
+    "conv2d-channels-last-mlp": layer(
+        seq(
+            lambda: nn.Conv2d(3, 4, 3, padding=1),
+            lambda: Permute(0, 2, 3, 1),
+            lambda: nn.LayerNorm(4),
+            lambda: nn.Linear(4, 8),
+            nn.GELU,
+            lambda: nn.Linear(8, 4),
+            lambda: Permute(0, 3, 1, 2),
+            lambda: nn.Conv2d(4, 2, 1),
+        ),
         "x:float32[batch,3,height,width]",
     ),
     "conv-transpose1d": layer(seq(lambda: nn.Conv1d(4, 4, 1), lambda: nn.ConvTranspose1d(4, 6, 4, 2)), LINE),
