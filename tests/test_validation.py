@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -13,12 +14,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import ensexport
+import ensexport.validation as validation
 from ensexport import Tolerance, load_members, stack, validate
 from ensexport.errors import ArtifactError, MismatchError, ModelInputError, UsageError
 from ensexport.probes import make_probes
 from ensexport.spec import Check, ValidationReport, parse_inputs
 from ensexport.stacking import run_member
-from ensexport.validation import raise_on_mismatch
+from ensexport.validation import Reference, raise_on_mismatch
 
 NUMBER = r"-?(\d+(\.\d+)?(e[+-]\d+)?|inf|nan)"
 
@@ -594,3 +596,40 @@ def test_a_report_that_passed_raises_nothing_and_one_without_checks_does():
     raise_on_mismatch(ValidationReport((a_check(passed=True),)), LABELS)
     with pytest.raises(MismatchError, match="nothing was compared, so nothing is proven"):
         raise_on_mismatch(ValidationReport(()), LABELS)
+
+
+# -- the bound where rounding is multiplied --------------------------------------------------------
+
+
+def _reference(value, loop_error):
+    return Reference({"y": np.array([[value]])}, {"y": loop_error}, {"y": "float32"})
+
+
+class _Runner:
+    provider, optimization = "CPUExecutionProvider", "all"
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def run(self, feed):
+        return {"y": np.array([[[self.answers.pop(0)]]], dtype=np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("loop_errors", "difference", "passed"),
+    [
+        ((1e-7, 1e-4, 1e-4), 3e-4, True),  # the member's own error is small here, but not as a rule
+        ((1e-7, 1e-4, 1e-4), 5e-4, False),
+        ((1e-7, 1e-7, 1e-1), 1e-4, False),  # one outlier says nothing of the rest
+        ((1e-7, 1e-7, 1e-1), 3e-6, True),  # the floor
+    ],
+)
+def test_bound_is_the_members_own_error_there_or_as_a_rule(monkeypatch, loop_errors, difference, passed):
+    references = [[_reference(1.0, error) for error in loop_errors]]
+    sizes = {"example_sizes": {"batch": 2}, "dim_ranges": {"batch": (1, None)}}
+    probes = make_probes(parse_inputs(["x:float32[batch,1]"]), (), 1, **sizes, batches=(1, 2, 3), seeds=(0,))
+    monkeypatch.setattr(validation, "open_runners", lambda *_, **__: [_Runner(1 + difference, 1.0, 1.0)])
+    checks = validation.check_artifact(
+        "e.onnx", "e.onnx", references, probes, output_names=["y"], tolerance=Tolerance()
+    )
+    assert checks[0].passed is passed

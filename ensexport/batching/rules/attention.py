@@ -1,4 +1,8 @@
-"""Attention without weights of its own: the members go into the batch, `(N*B, heads, S, d)`."""
+"""Attention without weights of its own: the members go into the batch, `(N*B, heads, S, d)`.
+
+Where query, key and value have them in the heads already, `(B, N*heads, S, d)`, as wide layers on a shared input leave
+them, they stay there.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from ensexport.batching.registry import rule
 from ensexport.batching.value import Folded, Stacked, Value, same_size
 
 aten = torch.ops.aten
+
+_NO_MASK_FITS = object()
 
 
 @rule(aten.scaled_dot_product_attention.default)
@@ -28,10 +34,25 @@ def attention(
         return ctx.value(
             ctx.call(aten.scaled_dot_product_attention.default, *nodes, mask, *args, **options), Stacked(0)
         )
+    heads_mask = _mask_for_heads(ctx, attn_mask, query)
+    if rank == 4 and all(x.layout == Folded(1) for x in (query, key, value)) and heads_mask is not _NO_MASK_FITS:
+        nodes = [x.node for x in (query, key, value)]
+        node = ctx.call(aten.scaled_dot_product_attention.default, *nodes, heads_mask, *args, **options)
+        return ctx.value(node, Folded(1))
     nodes = [ctx.folded(x, 0) for x in (query, key, value)]
     mask = None if attn_mask is None else _mask(ctx, attn_mask, query)
     node = ctx.call(aten.scaled_dot_product_attention.default, *nodes, mask, *args, **options)
     return ctx.value(node, Folded(0))
+
+
+def _mask_for_heads(ctx: Context, mask: Value | None, query: Value) -> Any:
+    """A shared mask that broadcasts against `(B, N*heads, S, S)`, or `_NO_MASK_FITS`."""
+    if mask is None:
+        return None
+    is_same_for_heads = mask.rank < 3 or same_size(mask.shape[-3], 1)
+    if mask.is_per_member or not is_same_for_heads or mask.rank > query.rank:
+        return _NO_MASK_FITS
+    return ctx.shared(mask)
 
 
 def _mask(ctx: Context, mask: Value, query: Value) -> fx.Node:
