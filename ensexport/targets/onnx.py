@@ -24,7 +24,7 @@ from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.recurrent import use_stand_ins
 from ensexport.errors import ExportError, FrozenDimError, OpsetError
 from ensexport.spec import TensorSpec
-from ensexport.targets import onnx_attention, onnx_gaps, onnx_passes, onnx_recurrent
+from ensexport.targets import onnx_attention, onnx_bfloat16, onnx_gaps, onnx_passes, onnx_recurrent
 from ensexport.targets.program import build_program
 
 DEFAULT_OPSET = 20
@@ -112,6 +112,7 @@ def _cleaned(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], sym
     onnx_passes.collapse_reshapes(model)
     onnx_passes.remove_unused(model)
     onnx_passes.strip_debug_info(model)
+    onnx_bfloat16.compute_in_float32(model)
 
 
 def write_onnx(
