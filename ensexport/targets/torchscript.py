@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from ensexport.batching.engine import BatchedGraph
 from ensexport.errors import ExportError
@@ -65,10 +66,13 @@ def _scriptable(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) -> f
         name = f"weight_{index}_" + "".join(c if c.isalnum() else "_" for c in weight.name)
         root.register_buffer(name, weights[weight.name])
         mapping[node] = graph.get_attr(name)
+    device = graph.call_function(getattr, (mapping[batched.inputs[0]], "device"))
     for node in batched.graph.nodes:
         if node.op == "call_function":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), mapping.__getitem__)
-            mapping[node] = graph.call_function(_target(node.target), *_cleaned(args, kwargs))
+            mapping[node] = graph.call_function(_target(node.target), *_cleaned(node, args, kwargs, device))
+    if not device.users:
+        graph.erase_node(device)
     results = tuple(mapping[node] for node in batched.outputs)
     graph.output(results[0] if len(results) == 1 else results)
     return fx.GraphModule(root, graph, class_name="Ensemble")
@@ -82,6 +86,19 @@ def _target(target: Any) -> Any:
     return target.overloadpacket if isinstance(target, OpOverload) else target
 
 
-def _cleaned(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Drop what only eager tracing writes: default layouts and pinning, which TorchScript spells differently."""
-    return args, {name: value for name, value in kwargs.items() if name not in ("layout", "pin_memory")}
+def _cleaned(node: fx.Node, args: Any, kwargs: Any, device: fx.Node) -> tuple[Any, Any]:
+    """Arguments as TorchScript takes them, and new tensors on the device of the inputs.
+
+    Default layouts and pinning are dropped: TorchScript spells them differently. A device that was written down when
+    packing, or left out, would be the CPU wherever the file is loaded.
+    """
+    kept = {name: value for name, value in kwargs.items() if name not in ("layout", "pin_memory")}
+    makes_new = not any(isinstance(arg.meta.get("val"), torch.Tensor) for arg in node.all_input_nodes)
+    if (
+        makes_new
+        and isinstance(node.target, OpOverload)
+        and "device" in {a.name for a in node.target._schema.arguments}
+    ):
+        kept["device"] = device
+    args, kept = pytree.tree_map(lambda leaf: device if isinstance(leaf, torch.device) else leaf, (args, kept))
+    return args, kept
