@@ -39,17 +39,15 @@ def channels_first(member: MemberGraph) -> MemberGraph:
         return member
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.graph_copy(member.graph, copies)
-    outputs = [copies[node] for node in member.outputs]
+    graph.output(tuple(copies[node] for node in member.outputs))
     for stretch in stretches:
-        outputs = _rewrite(
-            graph, _Stretch([copies[n] for n in stretch.nodes], [copies[n] for n in stretch.ends]), outputs
-        )
+        _rewrite(graph, [copies[node] for node in stretch.nodes], [copies[node] for node in stretch.ends])
     return replace(
         member,
         graph=graph,
         inputs={name: copies[node] for name, node in member.inputs.items()},
         state={copies[node]: name for node, name in member.state.items()},
-        outputs=tuple(outputs),
+        outputs=tuple(graph.output_node().args[0]),  # type: ignore[arg-type]
     )
 
 
@@ -119,21 +117,18 @@ def _continues(node: fx.Node, sources: list[fx.Node], weights: set[fx.Node]) -> 
     return is_whole and all(arg.meta["val"].dim() <= 1 for arg in others)
 
 
-def _rewrite(graph: fx.Graph, stretch: _Stretch, outputs: list[fx.Node]) -> list[fx.Node]:
-    """Write the stretch with the channels in dim 1; returns the graph's outputs."""
+def _rewrite(graph: fx.Graph, stretch: list[fx.Node], ends: list[fx.Node]) -> None:
+    """Write the stretch with the channels in dim 1."""
     twins: dict[fx.Node, fx.Node] = {}
-    for node in stretch.nodes:
+    for node in stretch:
         with graph.inserting_before(node):
             twins[node] = _twin(graph, node, twins)
-    for end in stretch.ends:
-        twin = twins[end.args[0]]  # type: ignore[index]
-        end.replace_all_uses_with(twin)
-        outputs = [twin if node is end else node for node in outputs]
+    for end in ends:
+        end.replace_all_uses_with(twins[end.args[0]])  # type: ignore[index]
         graph.erase_node(end)
-    for node in reversed(stretch.nodes):
+    for node in reversed(stretch):
         if not node.users:  # a permute that a norm reads stays
             graph.erase_node(node)
-    return outputs
 
 
 def _twin(graph: fx.Graph, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.Node:

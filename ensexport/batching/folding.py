@@ -2,7 +2,8 @@
 
 A per-member scale cannot stand inside `LayerNormalization` (see `rules/norm.py`); it would be two nodes a norm. Where
 linear layers or convolutions alone read the result, `norm(x) * g + b` followed by `W` is `norm(x)` followed by
-`W * g` with `W @ b` added to the bias. A per-channel scale right behind a layer is a scale of its filters.
+`W * g` with `W @ b` added to the bias. Where a residual sum reads it too, `b` alone moves: into the bias of the layer
+that writes the other half of the sum. A per-channel scale right behind a layer is a scale of its filters.
 
 Found once on the member graph (`find_folds`); the new weights are written into the weight graph, computed in float64
 for each member when packing (`Folds.folded_weights`).
@@ -47,21 +48,29 @@ class Folds:
 
     Attributes:
         norms: Norms that run without their scale and shift.
+        shiftless: Norms that run without their shift.
         removed: Multiplications that vanish -> the argument that takes their place.
         inputs: Layer -> the scale and shift of its input channels.
         outputs: Layer -> the scale of its output channels.
+        shifts: Layer -> the shift of its output channels.
     """
 
     norms: set[fx.Node] = field(default_factory=set)
+    shiftless: set[fx.Node] = field(default_factory=set)
     removed: dict[fx.Node, fx.Node] = field(default_factory=dict)
     inputs: dict[fx.Node, _Scale] = field(default_factory=dict)
     outputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    shifts: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def arguments(self, ctx: Context, node: fx.Node, args: tuple[Any, ...], env: dict[fx.Node, Any]) -> tuple[Any, ...]:
         """The arguments a node is batched with: ones and zeros for a norm, the new weights for a layer."""
         if node in self.norms:
             return _without_affine(ctx, node, args)
-        if node in self.inputs or node in self.outputs:
+        if node in self.shiftless:
+            position = _NORMS[node.target][1]  # type: ignore[index]
+            assert position is not None
+            return (*args[:position], None, *args[position + 1 :])
+        if node in self.inputs or node in self.outputs or node in self.shifts:
             return self._folded_weights(ctx, node, args, env)
         return args
 
@@ -89,6 +98,8 @@ class Folds:
             scale = env[self.outputs[node]]
             new_weight = ctx.weight(aten.mul.Tensor, new_weight, wide(scale, [-1, 1, *trailing]))
             new_bias = None if new_bias is None else ctx.weight(aten.mul.Tensor, new_bias, wide(scale, [-1]))
+        if node in self.shifts:
+            new_bias = ctx.weight(aten.add.Tensor, new_bias, wide(env[self.shifts[node]], [-1]))
         final_bias = None if new_bias is None else ctx.weight(aten.to.dtype, new_bias, dtype)
         return (x, ctx.weight(aten.to.dtype, new_weight, dtype), final_bias, *args[3:])
 
@@ -132,7 +143,25 @@ def find_folds(member: MemberGraph, is_shared: Callable[[str], bool]) -> Folds:
             if layer is not None and layer not in folds.outputs and scale.scale is not None:
                 folds.outputs[layer] = scale.scale
                 folds.removed[node] = x
+        elif scale.shift is not None:
+            _move_shift(folds, finder, scale, channels)
     return folds
+
+
+def _move_shift(folds: Folds, finder: _Finder, scale: _Scale, channels: int) -> None:
+    """Move the shift alone, if residual sums and layers are all that reads it."""
+    assert scale.shift is not None
+    found = finder.summed(scale.node, channels)
+    if found is None:
+        return
+    readers, writers = found
+    if len(set(writers)) != len(writers) or any(layer in folds.shifts for layer in writers):
+        return
+    if any(layer in folds.inputs for layer in readers):
+        return
+    folds.shiftless.add(scale.node)
+    folds.inputs.update(dict.fromkeys(readers, _Scale(scale.node, None, scale.shift)))
+    folds.shifts.update(dict.fromkeys(writers, scale.shift))
 
 
 class _Finder:
@@ -201,6 +230,42 @@ class _Finder:
                 return []
             layers.extend(further)
         return layers
+
+    def summed(self, node: fx.Node, channels: int) -> tuple[list[fx.Node], list[fx.Node]] | None:
+        """The layers that read a node, and those that write what it is added to; None if anything else reads it."""
+        readers: list[fx.Node] = []
+        writers: list[fx.Node] = []
+        for user in node.users:
+            if self._takes_fold(user, node, channels, has_shift=True):
+                readers.append(user)
+            elif user.target is aten.add.Tensor:
+                writer = self._writer_of_other(user, node, channels)
+                if writer is None:
+                    return None
+                writers.append(writer)
+            else:
+                passed = _passed_on(user, node, channels)
+                further = None if passed is None else self.summed(user, passed)
+                if further is None:
+                    return None
+                readers += further[0]
+                writers += further[1]
+        return readers, writers
+
+    def _writer_of_other(self, total: fx.Node, node: fx.Node, channels: int) -> fx.Node | None:
+        """The layer with a bias that writes the other half of a sum of two tensors of one shape."""
+        halves = [arg for arg in total.args if arg is not node]
+        if len(halves) != 1 or not isinstance(halves[0], fx.Node) or total.kwargs:
+            return None
+        shapes = [part.meta["val"].shape for part in (node, halves[0], total)]
+        if len({len(shape) for shape in shapes}) != 1 or halves[0].meta["val"].dtype != total.meta["val"].dtype:
+            return None
+        if not all(
+            same_size(size, other) for shape in shapes[1:] for size, other in zip(shapes[0], shape, strict=True)
+        ):
+            return None
+        layer = self.writer(halves[0], channels)
+        return layer if layer is not None and len(layer.args) > 2 and layer.args[2] is not None else None
 
     def _takes_fold(self, layer: fx.Node, x: fx.Node, channels: int, has_shift: bool) -> bool:
         if not self._is_layer(layer) or layer.args[0] is not x or list(layer.all_input_nodes).count(x) != 1:

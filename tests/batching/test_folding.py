@@ -94,6 +94,45 @@ def test_scale_stays_where_something_else_reads_it(forward: Callable[[nn.Module,
     assert flow(forward, "x:float32[batch,4,6]")["mul.Tensor"] == 1
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (y := m.norm(x.sin())) + m.a(y.relu() * 0 + 1),
+        lambda m, x: (y := m.norm(x)) + y,
+        lambda m, x: (y := m.norm(x.sin())) + m.a(y).relu(),
+        lambda m, x: torch.add(y := m.norm(x.sin()), m.a(y), alpha=2),
+        lambda m, x: (y := m.norm(x.sin())) + m.a(y[:, :1]),
+        lambda m, x: ((y := m.norm(x.sin())) + m.a(y), y),
+        lambda m, x: ((y := m.norm(x.sin())) + (z := m.a(y)), z),
+        lambda m, x: m.b((y := m.norm(x.sin())) + m.a(y)) + m.b(y),
+    ],
+    ids=["activation", "itself", "activated", "alpha", "broadcast", "output", "other-is-output", "layer-used-twice"],
+)
+def test_shift_stays_where_no_layer_takes_it(forward: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    """The norm's shift is one of its two nodes; the others are the layer's bias and what the flow itself adds."""
+    members = [Flow(forward).eval() for _ in range(3)]
+    graph, _ = batched(members, "x:float32[batch,4,6]")
+    assert not any(weight.name.startswith("a.bias_") for weight in graph.packed.values())
+    flow(forward, "x:float32[batch,4,6]")
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: ((y := m.norm(x.sin())) + m.a(y)).relu(),
+        lambda m, x: m.b(m.a(y := m.norm(x.sin())) + y),
+    ],
+    ids=["sum", "other-order"],
+)
+def test_shift_moves_into_the_layer_that_a_residual_sum_adds(
+    forward: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+) -> None:
+    members = [Flow(forward).eval() for _ in range(3)]
+    graph, _ = batched(members, "x:float32[batch,4,6]")
+    assert any(weight.name.startswith("a.bias_") for weight in graph.packed.values())
+    flow(forward, "x:float32[batch,4,6]")
+
+
 def test_shift_is_not_moved_behind_a_padded_border() -> None:
     """Zeros around the image come after the shift: `W @ shift` would be added there too."""
     counted = flow(lambda m, x: m.padded(channels_last_norm(m, x)), "x:float32[batch,6,5,5]")
