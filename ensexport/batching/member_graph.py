@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ensexport.batching.capturing import FixedSize, capturing
+from ensexport.batching.equations import spell_out
 from ensexport.batching.examples import Example
 from ensexport.batching.functional import functionalized
 from ensexport.batching.recurrent import restore_aten
@@ -123,6 +124,7 @@ def capture_member(module: nn.Module, specs: Sequence[TensorSpec], example: Exam
     _refuse_random(program)
     program = functionalized(program)
     restore_aten(program.graph)
+    spell_out(program.graph)
     for node in reversed(program.graph.nodes):
         if node.op == "call_function" and node.target in _ASSERTIONS:
             program.graph.erase_node(node)

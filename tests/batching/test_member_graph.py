@@ -152,3 +152,13 @@ def test_no_grad_and_autocast_off_regions_are_flat() -> None:
     assert not [node for node in member.graph.nodes if node.op == "get_attr"]
     (result,) = member.program.module()(*example.feed.values())
     assert torch.equal(result, example.outputs["output"])
+
+
+def test_equations_are_spelled_out() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.einsum("...ib,ib->...i", x, x[0]), torch.einsum("z...,...", x, x[0]), torch.einsum("ijk", x)
+
+    member, _ = capture(Net(), "x:float32[batch,4,6]")
+    equations = [node.args[0] for node in member.graph.nodes if "einsum" in str(node.target)]
+    assert equations == ["aib,ib->ai", "zba,ba->baz", "ijk"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ensexport.batching.compose import compose
 from ensexport.batching.context import Context
+from ensexport.batching.equations import labels_of
 from ensexport.batching.registry import rule
 from ensexport.batching.value import Value, same_size
 
@@ -23,7 +24,7 @@ Labelled = tuple[Tensor, list[str]]
 @rule(aten.einsum.default)
 def einsum(ctx: Context, equation: str, operands: list[Value], *, path: Sequence[int] | None = None) -> Any:
     """Any equation but one that takes a diagonal (`ii->i`) or sums over a broadcast dim."""
-    inputs, output = _labels(equation, [value.rank for value in operands])
+    inputs, output = labels_of(equation, [value.rank for value in operands])
     sizes: dict[str, Any] = {}
     for labels, value in zip(inputs, operands, strict=True):
         if len(set(labels)) < len(labels):
@@ -49,23 +50,6 @@ def einsum(ctx: Context, equation: str, operands: list[Value], *, path: Sequence
         return _arranged((tensor, labels), output)
 
     return compose(ctx, contract_all, *operands)
-
-
-def _labels(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
-    """The dims' labels of each operand and of the result; `...` becomes labels counted from the right."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    longest = max([rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)], default=0)
-
-    def split(term: str, n_hidden: int) -> list[str]:
-        before, dots, after = term.partition("...")
-        return [*before, *(f"...{index}" for index in range(n_hidden, 0, -1) if dots), *after]
-
-    inputs = [split(term, rank - len(term.replace("...", ""))) for term, rank in zip(terms, ranks, strict=True)]
-    if not arrow:
-        named = "".join(terms).replace("...", "")
-        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(named) if named.count(c) == 1))
-    return inputs, split(right, longest)
 
 
 def _summed(term: Labelled, wanted: set[str]) -> Labelled:
