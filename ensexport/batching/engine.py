@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ensexport.batching import rules
 from ensexport.batching.builder import GraphBuilder
@@ -206,6 +207,8 @@ class _Walk:
         is_one_member = self.ctx.only_member is not None
         if is_one_member or not any(value.is_per_member for value in values):
             return self._as_is(node, args, kwargs)
+        if free_unbacked_symbols(node.meta["val"]):
+            raise UnbatchableError(str(node.target), source_line(node), "how much it returns differs between members")
         try:
             results, step, _ = climb_down(self.ctx, node.target, args, kwargs)
         except StepError as error:

@@ -133,7 +133,7 @@ def capture_member(module: nn.Module, specs: Sequence[TensorSpec], example: Exam
 
 
 def _exported(flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch.Tensor, ...]) -> ExportedProgram:
-    """Export with named dims; where the model itself bounds them (`height >= 4`), let torch.export find the bounds."""
+    """Export with named dims; where the model bounds them (`height >= 4`, `3 * steps <= 128`), let torch find how."""
     named = {name: Dim(name, min=1) for name in dim_names(specs)}
     free = dict.fromkeys(named, Dim.DYNAMIC)
     fixed: list[FixedSize] = []
@@ -141,11 +141,8 @@ def _exported(flat: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch
         return _export(flat, specs, tensors, named, fixed)
     except EnsexportError:
         raise
-    except Exception as error:
-        explained = _explained(error, specs, fixed)
-        if not isinstance(explained, FrozenDimError):
-            raise explained from error
-        first = error
+    except Exception as error:  # noqa: BLE001 - explained below, if torch cannot find them either
+        explained, first = _explained(error, specs, fixed), error
     try:
         return _export(flat, specs, tensors, free, [])
     except EnsexportError:

@@ -5,7 +5,7 @@ Each function takes the op's arguments as ONNX values and adds nodes; sizes it n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18
 
-from ensexport.targets import onnx_windows
+from ensexport.targets import onnx_adaptive, onnx_windows
 
 op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
 aten = torch.ops.aten
@@ -24,7 +24,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         aten._cdist_forward.default: _cdist,
         **onnx_windows.translations(),
-        aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
+        **onnx_adaptive.translations(),
         aten.embedding_bag.padding_idx: _embedding_bag,
         aten._embedding_bag.default: _embedding_bag,
         aten._embedding_bag_forward_only.default: _embedding_bag,
@@ -49,34 +49,6 @@ def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
         return op.ReduceMax(size, _axes(-1), keepdims=0)
     power = op.CastLike(_constant(np.array(p, dtype=np.float32)), size)
     return op.Pow(op.ReduceSum(op.Pow(size, power), _axes(-1), keepdims=0), op.Reciprocal(power))
-
-
-def _adaptive_avg_pool3d(x: Any, output_size: Sequence[int]) -> Any:
-    """Averages over windows that may overlap: one constant matrix an axis."""
-    sizes = list(x.shape)
-    rank = len(sizes)
-    for position, wanted in enumerate(output_size):
-        axis = rank - 3 + position
-        size = sizes[axis]
-        if size == wanted:
-            continue
-        if wanted == 1:
-            x = op.ReduceMean(x, _axes(axis), keepdims=1)
-            continue
-        order = [*(dim for dim in range(rank) if dim != axis), axis]
-        back = [order.index(dim) for dim in range(rank)]
-        matrix = op.CastLike(_constant(_windows(int(size), wanted)), x)
-        x = op.Transpose(op.MatMul(op.Transpose(x, perm=order), matrix), perm=back)
-    return x
-
-
-def _windows(size: int, wanted: int) -> Any:
-    """`(size, wanted)`: column k averages rows floor(k*size/wanted) up to ceil((k+1)*size/wanted)."""
-    matrix = np.zeros((size, wanted), dtype=np.float32)
-    for k in range(wanted):
-        begin, end = (k * size) // wanted, -((-(k + 1) * size) // wanted)
-        matrix[begin:end, k] = 1.0 / (end - begin)
-    return matrix
 
 
 def _embedding_bag(

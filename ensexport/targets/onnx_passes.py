@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+_DATA_DEPENDENT = re.compile(r"\bu\d+\b")
+
 
 def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbols: Mapping[str, str]) -> bool:
     """Give inputs, outputs and dynamic dims the user's names.
@@ -19,7 +21,8 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbo
     Before: the exporter's names (`s77`, `add_1`); a buffer may be called like an output, or like a node's value. After:
     the graph's inputs and outputs are called as given, in order, no two values share a name, and every dim
     expression is written in the user's dims. An initializer that had to give way has its old name in
-    `meta["packed_name"]`.
+    `meta["packed_name"]`. Where a size depends on values the shape is left out: each member has its own under one name,
+    and ONNX Runtime gives values of equal shape the same memory.
     """
     taken = {*inputs, *outputs, *symbols.values()}
     ends = {*model.graph.inputs, *model.graph.outputs}
@@ -37,6 +40,9 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbo
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b") if symbols else None
     for value in _values(model):
         if value.shape is None or pattern is None:
+            continue
+        if any(_DATA_DEPENDENT.search(str(dim)) for dim in value.shape):
+            value.shape = None
             continue
         value.shape = ir.Shape(
             pattern.sub(lambda match: symbols[match[1]], dim.value)

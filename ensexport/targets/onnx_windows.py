@@ -1,7 +1,7 @@
 """Convolutions and pools in ONNX, where torch's exporter (2.13) writes something else than torch computes.
 
-Without a bias its 3-D convolution adds zeros of a wrong shape; a pool's divisor is left out; adaptive max pools with
-more than one window are missing; and ONNX Runtime (1.31) refuses transposed convolutions that torch takes.
+Without a bias its 3-D convolution adds zeros of a wrong shape; a pool's divisor is left out; and ONNX Runtime (1.31)
+refuses transposed convolutions that torch takes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.conv_transpose3d.input: _conv_transpose,
         aten.avg_pool2d.default: _avg_pool,
         aten.avg_pool3d.default: _avg_pool,
-        aten.adaptive_max_pool2d.default: _adaptive_max_pool,
-        aten.adaptive_max_pool3d.default: _adaptive_max_pool,
     }
 
 
@@ -161,34 +159,3 @@ def _end_padding(size: int, kernel: int, stride: int, padding: int) -> int:
     if (count - 1) * stride >= size + padding:
         count -= 1  # a window must begin inside the input or the padding before it
     return max(padding, (count - 1) * stride + kernel - size - padding)
-
-
-def _adaptive_max_pool(x: Any, output_size: Sequence[int]) -> tuple[Any, Any]:
-    """Each window is a row of a constant table of places, its first place repeated where it is shorter."""
-    rank, wanted = len(output_size), list(output_size)
-    leading = [0] * (len(x.shape) - rank)
-    flat = op.Reshape(x, _axes(*leading, -1))
-    shape = _axes(*leading, *wanted)
-    if wanted == [1] * rank:
-        highest, places = op.ReduceMax(flat, _axes(-1), keepdims=1), op.ArgMax(flat, axis=-1, keepdims=1)
-        return op.Reshape(highest, shape), op.Reshape(places, shape)
-    table = _places([int(size) for size in list(x.shape)[-rank:]], wanted)
-    windows = op.Gather(flat, _constant(table), axis=-1)
-    starts = _constant(np.arange(len(table), dtype=np.int64) * table.shape[1])
-    chosen = op.Add(op.ArgMax(windows, axis=-1, keepdims=0), starts)
-    places = op.Gather(_constant(table.reshape(-1)), chosen, axis=0)
-    return op.Reshape(op.ReduceMax(windows, _axes(-1), keepdims=0), shape), op.Reshape(places, shape)
-
-
-def _places(sizes: list[int], wanted: list[int]) -> Any:
-    """`(windows, longest window)`: flat places in the input of each output of an adaptive pool."""
-    grid = np.arange(int(np.prod(sizes)), dtype=np.int64).reshape(sizes)
-    rows = []
-    for position in np.ndindex(*wanted):
-        window = tuple(
-            slice((k * size) // count, -((-(k + 1) * size) // count))
-            for k, size, count in zip(position, sizes, wanted, strict=True)
-        )
-        rows.append(grid[window].reshape(-1))
-    longest = max(len(row) for row in rows)
-    return np.stack([np.concatenate([row, np.repeat(row[:1], longest - len(row))]) for row in rows])

@@ -398,6 +398,22 @@ TABLE: dict[str, Row] = {
     "adaptive-maxpool2d-grid": layer(
         seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveMaxPool2d((5, 3), return_indices=True)), IMAGE
     ),
+    "adaptive-maxpool2d-any-size": layer(
+        seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveMaxPool2d((2, 3))), "x:float32[batch,3,height,width]"
+    ),
+    "adaptive-avgpool2d-any-size": layer(
+        seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveAvgPool2d((2, 3))), "x:float32[batch,3,height,width]"
+    ),
+    "adaptive-avgpool2d-one-kept": layer(
+        seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.AdaptiveAvgPool2d((None, 2))), "x:float32[batch,3,height,width]"
+    ),
+    "adaptive-avgpool3d-any-size": layer(
+        seq(lambda: nn.Conv3d(2, 4, 1), lambda: nn.AdaptiveAvgPool3d((1, 2, 3))),
+        "x:float32[batch,2,depth,height,width]",
+    ),
+    "adaptive-avgpool1d-any-size": layer(
+        seq(lambda: nn.Conv1d(4, 4, 1), lambda: nn.AdaptiveAvgPool1d(3)), "x:float32[batch,4,length]"
+    ),
     "adaptive-maxpool3d-grid": layer(seq(lambda: nn.Conv3d(2, 4, 1), lambda: nn.AdaptiveMaxPool3d((1, 2, 4))), CUBE),
     "lppool2d": layer(seq(lambda: nn.Conv2d(3, 4, 1), lambda: nn.LPPool2d(2, 2)), IMAGE),
     "maxunpool2d": fn(lambda m, x: F.max_unpool2d(*F.max_pool2d(m.c(x), 2, return_indices=True), 2), WIDE),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from ensexport.batching.engine import batch_graph
 from ensexport.errors import ExportError
 from ensexport.stacking.state import named_tensors
-from tests.batching.runs import assert_equals_loop, batched, capture, fx_run
+from tests.batching.runs import assert_equals_loop, batched, capture, fx_run, onnx_run, torchscript_run
 from tests.batching.table import TABLE, make_member
 
 aten = torch.ops.aten
@@ -171,3 +173,29 @@ def test_non_persistent_buffers_that_differ_are_not_shared() -> None:
     graph = batch_graph(member, 3)
     weights = graph.weights.pack([named_tensors(module) for module in members], 3)
     assert_equals_loop([fx_run(graph, weights)], members, graph, example)
+
+
+class _Experts(nn.Module):
+    """Each row goes to one expert: how many rows an expert gets differs between members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 2)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        choice, out = self.gate(x).argmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            (rows,) = torch.where(choice == number)
+            out.index_add_(0, rows, expert(x[rows]))
+        return out
+
+
+def test_values_that_choose_how_many_rows_unroll_the_graph(tmp_path: Path) -> None:
+    members = [_Experts().eval() for _ in range(3)]
+    graph, weights = batched(members, "x:float32[batch,4]")
+    assert graph.plan.strategy == "unrolled"
+    assert [fallback.step for fallback in graph.plan.fallbacks] == ["unroll_graph"]
+    _, example = capture(members[0], "x:float32[batch,4]")
+    runs = [onnx_run(graph, weights, tmp_path), torchscript_run(graph, weights)]
+    assert_equals_loop(runs, members, graph, example)

@@ -162,3 +162,19 @@ def test_equations_are_spelled_out() -> None:
     member, _ = capture(Net(), "x:float32[batch,4,6]")
     equations = [node.args[0] for node in member.graph.nodes if "einsum" in str(node.target)]
     assert equations == ["aib,ib->ai", "zba,ba->baz", "ijk"]
+
+
+def test_bound_that_is_no_whole_number_of_steps_is_found() -> None:
+    """Three tokens a step and 128 places: torch.export with a named dim fails on `3 * steps <= 128`."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(torch.randn(1, 128))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.stack([x, x, x], 2).flatten(1)
+            return y + self.places[:, : y.shape[1]]
+
+    member, _ = capture(Net(), "x:float32[batch,steps]")
+    assert member.dim_ranges["steps"] == (1, 42)
