@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ensexport.batching.chance import is_one_by_chance, shapes_of_run
 from ensexport.batching.source import error_line
 from ensexport.errors import EnsexportError, ModelInputError, RandomModelError
 from ensexport.spec import TensorSpec, batch_dim, dim_names
@@ -19,8 +21,10 @@ _BATCH = 3
 # A model may take one batch size only: then these are tried, and what its own tensors have.
 _BATCHES = (2, 4, 8, 16, 32, 64, 10, 12, 24, 100, 1)
 _MAX_BATCH = 256
-# Sizes to try for dynamic dims other than the batch: convnets need some room, position tables have an end.
-_SIZES = (16, 32, 64, 8, 128, 224, 4, 2)
+# Sizes to try for dynamic dims other than the batch: convnets need some room, position tables have an end, and a
+# window over sound has hundreds of samples.
+_SIZES = (16, 32, 64, 8, 128, 224, 4, 2, 512, 2048, 16384)
+_MAX_ELEMENTS = 2**22  # of one input
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,8 @@ def find_example(module: nn.Module, specs: Sequence[TensorSpec]) -> Example:
         RandomModelError: Two runs on the same input differ.
     """
     first: Exception | None = None
-    for sizes, feed in _candidates(module, specs):
+    for sizes, change in _candidates(module, specs):
+        feed = change(random_feed(specs, sizes, seed=0))
         try:
             outputs = run_member(module, feed)
             again = run_member(module, feed)
@@ -184,7 +189,7 @@ def find_example(module: nn.Module, specs: Sequence[TensorSpec]) -> Example:
                     f"cannot pack the model: output '{name}' differs between two runs on the same input in eval mode.",
                     hint="Remove the random numbers or the hidden state from forward.",
                 )
-        return Example(feed, sizes, outputs)
+        return _large_enough(module, specs, Example(feed, sizes, outputs), change)
     assert first is not None
     line = error_line(first)
     raise ModelInputError(
@@ -194,16 +199,48 @@ def find_example(module: nn.Module, specs: Sequence[TensorSpec]) -> Example:
     ) from first
 
 
-def _candidates(module: nn.Module, specs: Sequence[TensorSpec]) -> Iterator[tuple[dict[str, int], Feed]]:
-    """Yield the likely sizes and values first: a model that takes none of them costs a run for each."""
+def _large_enough(
+    module: nn.Module, specs: Sequence[TensorSpec], example: Example, change: Callable[[Feed], Feed]
+) -> Example:
+    """The example, or one of twice its size as long as that takes away a size of 1 further on."""
+    batch = batch_dim(specs)
+    if not set(example.sizes) - {batch}:
+        return example
+    shapes = shapes_of_run(module, example.feed)
+    while True:
+        sizes = {name: size if name == batch else 2 * size for name, size in example.sizes.items()}
+        if not _fits(specs, sizes):
+            return example
+        feed = change(random_feed(specs, sizes, seed=0))
+        try:
+            larger = shapes_of_run(module, feed)
+            if not is_one_by_chance(shapes, larger):
+                return example
+            example, shapes = Example(feed, sizes, run_member(module, feed)), larger
+        except EnsexportError:
+            raise
+        except Exception:  # noqa: BLE001 - the model takes no such size
+            return example
+
+
+def _fits(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> bool:
+    return all(math.prod(spec.shape(dict(sizes))) <= _MAX_ELEMENTS for spec in specs)
+
+
+def _candidates(
+    module: nn.Module, specs: Sequence[TensorSpec]
+) -> Iterator[tuple[dict[str, int], Callable[[Feed], Feed]]]:
+    """Yield the likely sizes and changes to random values first: a model that takes none of them costs a run for each."""
     likely, unlikely = _sizes(module, specs)
-    for sizes in likely:
-        yield sizes, random_feed(specs, sizes, seed=0)
-    for change in (_zero_integers, _one_integers, _numbers_below_one):
+    for change in (_no_change, _zero_integers, _one_integers, _numbers_below_one):
         for sizes in likely:
-            yield sizes, change(random_feed(specs, sizes, seed=0))
+            yield sizes, change
     for sizes in unlikely:
-        yield sizes, random_feed(specs, sizes, seed=0)
+        yield sizes, _no_change
+
+
+def _no_change(feed: Feed) -> Feed:
+    return feed
 
 
 def _zero_integers(feed: Feed) -> Feed:
@@ -234,6 +271,7 @@ def _sizes(module: nn.Module, specs: Sequence[TensorSpec]) -> tuple[list[dict[st
     batch = batch_dim(specs)
     others = [name for name in dim_names(specs) if name != batch]
     rest = [dict.fromkeys(others, size) for size in (_SIZES if others else _SIZES[:1])]
+    rest = [sizes for sizes in rest if _fits(specs, {**sizes, **({batch: _BATCH} if batch else {})})] or rest[:1]
     if batch is None:
         return rest, []
     fixed = {size for tensor in named_tensors(module).values() for size in tensor.shape if 1 < size <= _MAX_BATCH}
