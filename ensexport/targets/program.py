@@ -53,7 +53,8 @@ def build_program(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) ->
     out_spec = pytree.tree_structure(0 if len(results) == 1 else tuple(0 for _ in results))
     signature = ModuleCallSignature(
         inputs=[TensorArgument(name=node.name) for node in users],
-        outputs=[TensorArgument(name=node.name) for node in results],
+        # No names: a decomposition renames or drops nodes, and then takes an old name here for an error.
+        outputs=[TensorArgument(name="") for _ in results],
         in_spec=in_spec,
         out_spec=out_spec,
     )

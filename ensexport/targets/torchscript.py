@@ -8,6 +8,7 @@ the file loads with plain `torch.jit.load`.
 from __future__ import annotations
 
 import io
+import math
 import operator
 import warnings
 from collections.abc import Mapping
@@ -70,6 +71,7 @@ def _scriptable(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) -> f
     for node in batched.graph.nodes:
         if node.op == "call_function":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), mapping.__getitem__)
+            args, kwargs = fx.node.map_aggregate((args, kwargs), lambda leaf: _spelled(graph, leaf))
             mapping[node] = graph.call_function(_target(node.target), *_cleaned(node, args, kwargs, device))
     if not device.users:
         graph.erase_node(device)
@@ -84,6 +86,11 @@ def _target(target: Any) -> Any:
     if target is operator.getitem:
         return target
     return target.overloadpacket if isinstance(target, OpOverload) else target
+
+
+def _spelled(graph: fx.Graph, leaf: Any) -> Any:
+    """NaN has no name in TorchScript; `float("nan")` it can read."""
+    return graph.call_function(float, ("nan",)) if isinstance(leaf, float) and math.isnan(leaf) else leaf
 
 
 def _cleaned(node: fx.Node, args: Any, kwargs: Any, device: fx.Node) -> tuple[Any, Any]:
