@@ -24,7 +24,14 @@ from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.recurrent import use_stand_ins
 from ensexport.errors import ExportError, FrozenDimError, OpsetError
 from ensexport.spec import TensorSpec
-from ensexport.targets import onnx_attention, onnx_bfloat16, onnx_gaps, onnx_passes, onnx_recurrent
+from ensexport.targets import (
+    onnx_attention,
+    onnx_bfloat16,
+    onnx_gaps,
+    onnx_passes,
+    onnx_recurrent,
+    onnx_search,
+)
 from ensexport.targets.program import build_program
 
 DEFAULT_OPSET = 20
@@ -90,6 +97,7 @@ def _exported(program: ExportedProgram, opset: int) -> ir.Model:
                     **onnx_recurrent.translations(),
                     **onnx_gaps.translations(),
                     **onnx_attention.translations(),
+                    **onnx_search.translations(),
                 },
             )
     except Exception as error:
