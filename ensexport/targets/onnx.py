@@ -31,6 +31,7 @@ from ensexport.targets import (
     onnx_passes,
     onnx_recurrent,
     onnx_search,
+    onnx_special,
 )
 from ensexport.targets.program import build_program
 
@@ -98,6 +99,7 @@ def _exported(program: ExportedProgram, opset: int) -> ir.Model:
                     **onnx_gaps.translations(),
                     **onnx_attention.translations(),
                     **onnx_search.translations(),
+                    **onnx_special.translations(),
                 },
             )
     except Exception as error:
