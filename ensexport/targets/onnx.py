@@ -30,7 +30,9 @@ from ensexport.targets import (
     onnx_gaps,
     onnx_linalg,
     onnx_passes,
+    onnx_pointwise,
     onnx_recurrent,
+    onnx_scans,
     onnx_search,
     onnx_special,
 )
@@ -100,6 +102,8 @@ def _exported(program: ExportedProgram, opset: int) -> ir.Model:
                     **onnx_gaps.translations(),
                     **onnx_attention.translations(),
                     **onnx_linalg.translations(),
+                    **onnx_pointwise.translations(),
+                    **onnx_scans.translations(),
                     **onnx_search.translations(),
                     **onnx_special.translations(),
                 },
