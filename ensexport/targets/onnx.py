@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
+from torch import fx
 from torch.export import ExportedProgram
 
 from ensexport.batching.engine import BatchedGraph
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.recurrent import use_stand_ins
+from ensexport.batching.source import source_line
 from ensexport.errors import ExportError, FrozenDimError, OpsetError
 from ensexport.spec import TensorSpec
 from ensexport.targets import (
@@ -111,7 +114,7 @@ def _exported(program: ExportedProgram, opset: int) -> ir.Model:
                 },
             )
     except Exception as error:
-        raise _explained(error, opset) from error
+        raise _explained(error, opset, program) from error
     assert exported is not None
     model: ir.Model = exported.model
     if model.opset_imports.get("") != opset:
@@ -179,16 +182,39 @@ def _check_dims(model: ir.Model, specs: tuple[TensorSpec, ...]) -> None:
             )
 
 
-def _explained(error: Exception, opset: int) -> ExportError:
+def _explained(error: Exception, opset: int, program: ExportedProgram) -> ExportError:
     causes: list[str] = []
+    node: fx.Node | None = None
     current: BaseException | None = error
     while current is not None:
         text = next((line.strip() for line in str(current).splitlines() if line.strip()), "")
         causes.append(f"{type(current).__name__}: {text[:240]}")
+        node = _node_at(current) or node
         current = current.__cause__
     if "opset" in causes[-1].lower() and "version" in causes[-1].lower():
         return OpsetError(f"cannot write opset {opset}: {causes[-1]}", hint="Leave --opset out.")
-    return ExportError(f"cannot write ONNX: {causes[-1]}", hint="Ship .ts or .pt2 for this model.")
+    hint = "Ship .ts or .pt2 for this model."
+    if node is None:
+        return ExportError(f"cannot write ONNX: {causes[-1]}", hint=hint)
+    origin = _origin(node, program)
+    line = source_line(origin)
+    where = f"{origin.target}{f' ({line})' if line else ''}"
+    if "No ONNX function found" in causes[-1]:
+        return ExportError(f"cannot write ONNX: it has no form for {where}.", hint=hint)
+    return ExportError(f"cannot write ONNX: {where}: {causes[-1]}", hint=hint)
+
+
+def _node_at(error: BaseException) -> fx.Node | None:
+    """The node that torch's exporter was translating: its message names one only as text, its frames hold it."""
+    nodes = [frame.f_locals.get("node") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((node for node in reversed(nodes) if isinstance(node, fx.Node)), None)
+
+
+def _origin(node: fx.Node, program: ExportedProgram) -> fx.Node:
+    """The node of the program that the exporter decomposed into this one."""
+    own = {origin.name: origin for origin in program.graph.nodes}
+    names = [source.name for source in node.meta.get("from_node", ())]
+    return next((own[name] for name in reversed(names) if name in own), node)
 
 
 @contextlib.contextmanager
