@@ -154,7 +154,9 @@ def write_onnx(
     for name, value in model.graph.initializers.items():
         packed = value.meta.get("packed_name", name)
         if packed in weights:
-            value.const_value = TorchTensor(weights[packed], name=name)
+            tensor = weights[packed]
+            # The exporter writes a complex number as two real ones in a last dim.
+            value.const_value = TorchTensor(torch.view_as_real(tensor) if tensor.is_complex() else tensor, name=name)
         assert value.const_value is not None
         total += value.const_value.nbytes
     for key, text in sorted(metadata.items()):
