@@ -35,14 +35,13 @@ def is_one_by_chance(shapes: Shapes, larger: Shapes) -> bool:
     """
     if [len(shape) for shape in shapes] != [len(shape) for shape in larger]:
         return False
-    return any(
-        1 in (a, b) and a != b for old, new in zip(shapes, larger, strict=True) for a, b in zip(old, new, strict=True)
-    )
+    pairs = [pair for old, new in zip(shapes, larger, strict=True) for pair in zip(old, new, strict=True)]
+    return any(1 in pair and pair[0] != pair[1] for pair in pairs)
 
 
-class _Shapes(TorchDispatchMode):
+class _Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[torch.Size] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

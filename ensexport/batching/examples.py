@@ -230,7 +230,7 @@ def _fits(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> bool:
 def _candidates(
     module: nn.Module, specs: Sequence[TensorSpec]
 ) -> Iterator[tuple[dict[str, int], Callable[[Feed], Feed]]]:
-    """Yield the likely sizes and changes to random values first: a model that takes none of them costs a run for each."""
+    """Yield sizes and changes to random values, the likely ones first: each that is not taken costs a run."""
     likely, unlikely = _sizes(module, specs)
     for change in (_no_change, _zero_integers, _one_integers, _numbers_below_one):
         for sizes in likely:
