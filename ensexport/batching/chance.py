@@ -21,7 +21,8 @@ Shapes = Sequence[torch.Size]
 
 def shapes_of_run(module: nn.Module, feed: Feed) -> Shapes:
     """Run a member and return the shape of every tensor that an op returns, in order."""
-    with _Shapes() as mode:
+    mode = _Shapes()
+    with mode:
         run_member(module, feed)
     return mode.seen
 

@@ -41,7 +41,7 @@ def _image(size: int, name: str = "x") -> tuple[str, ...]:
 
 
 # Families whose smallest network takes minutes a run: the same blocks, fewer of them.
-_FEWER_BLOCKS = {"gemma4_vit_167m": {"depth": 2}, "deepseek_vit_412m": {"depth": 2}}
+_FEWER_BLOCKS = {name: {"depth": 2} for name in ("gemma4_vit_167m", "deepseek_vit_412m", "qwen3_vit_88m")}
 
 
 def _timm() -> list[Row]:

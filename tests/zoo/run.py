@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / ".zoo" / "results.jsonl"
 PAGE = ROOT / "docs" / "coverage.md"
 LIBRARIES = {
-    "timm": "one small architecture for each module of `timm.models`, at its own input size (two cut to two blocks)",
+    "timm": "one small architecture for each module of `timm.models`, at its own input size (three cut to two blocks)",
     "torchvision": "one architecture a family of `torchvision.models`: classification, segmentation, video",
     "transformers": "tiny configurations of transformers with dynamic batch and, for texts and sound, dynamic length",
 }
