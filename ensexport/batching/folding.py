@@ -136,9 +136,9 @@ def find_folds(member: MemberGraph, is_shared: Callable[[str], bool]) -> Folds:
             if node.target in _NORMS:
                 folds.norms.add(node)
             else:
-                folds.removed[node] = node.args[0] if node.args[1] is scale.scale else node.args[1]
+                folds.removed[node] = finder.scaled(node)
         elif node.target is aten.mul.Tensor:
-            x = node.args[0] if finder.state_of(node.args[1]) is not None else node.args[1]
+            x = finder.scaled(node)
             layer = finder.writer(x, channels)
             if layer is not None and layer not in folds.outputs and scale.scale is not None:
                 folds.outputs[layer] = scale.scale
@@ -176,6 +176,11 @@ class _Finder:
                 return None
             node = node.args[0]
         return node if isinstance(node, fx.Node) else None
+
+    def scaled(self, product: fx.Node) -> fx.Node:
+        """What a product with a state tensor, or a view of one, scales."""
+        first, second = cast(tuple[fx.Node, fx.Node], product.args)
+        return first if self.state_of(second) is not None else second
 
     def _is_per_member(self, node: fx.Node | None) -> bool:
         return node is not None and not self.is_shared(self.member.state[node])

@@ -66,9 +66,21 @@ def channels_last_norm(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         lambda m, x: m.b(m.norm(x).reshape(x.shape[0], 2, 2, 6).transpose(1, 2)),
         lambda m, x: m.b(m.norm(x[:, 0, None, None]).permute(0, 3, 1, 2).flatten(1)),
         lambda m, x: m.b(m.gamma * x.sin()),
+        lambda m, x: m.b(x.sin() * m.gamma.view(1, 1, 6)),
         lambda m, x: m.a(x.sin()) * m.gamma,
+        lambda m, x: m.gamma.view(1, 6) * m.a(x.sin()),
     ],
-    ids=["linear", "several", "select", "windows", "flatten", "scale_before", "scale_behind"],
+    ids=[
+        "linear",
+        "several",
+        "select",
+        "windows",
+        "flatten",
+        "scale_before",
+        "view_before",
+        "scale_behind",
+        "view_behind",
+    ],
 )
 def test_scale_and_shift_cost_nothing(forward: Callable[[nn.Module, torch.Tensor], torch.Tensor], bias: bool) -> None:
     with_scales = flow(forward, "x:float32[batch,4,6]", bias=bias)
