@@ -18,15 +18,17 @@ class Net(nn.Module):
 
     rows = 0
 
-    def __init__(self, mixes_rows=False):
+    def __init__(self, mixes_rows=False, splits_rows=False):
         super().__init__()
         self.body = nn.Linear(4, 3)
-        self.mixes_rows = mixes_rows
+        self.mixes_rows, self.splits_rows = mixes_rows, splits_rows
 
     def forward(self, x):
         if x.dtype is torch.float64:
             Net.rows += len(x)
         y = self.body(x)
+        if self.splits_rows:
+            y = y.reshape(-1, 1)
         return {"y": y - y.mean(0) if self.mixes_rows else y, "order": y.argsort(-1), "w": self.body.weight}
 
 
@@ -55,9 +57,9 @@ def test_each_batch_size_is_still_compared(costly, tmp_path):
     assert Net.rows == 3 * 3  # three rows a member
 
 
-@pytest.mark.parametrize("mixes_rows", [False, True], ids=["row by row", "rows mixed"])
-def test_references_are_the_same_as_the_loops(costly, tmp_path, mixes_rows):
-    source = members(tmp_path, mixes_rows=mixes_rows)
+@pytest.mark.parametrize("options", [{}, {"mixes_rows": True}, {"splits_rows": True}], ids=["by row", "mixed", "split"])
+def test_references_are_the_same_as_the_loops(costly, tmp_path, options):
+    source, by_row = members(tmp_path, **options), not options
     options = {"example_sizes": {"batch": 3}, "dim_ranges": {"batch": (1, None)}}
     found = probes.find_probes(source.build(0), parse_inputs(INPUTS), ["x"], 3, **options).probes
     assert sorted(probe.batch for probe in found) == [1, 2, 3, 7, 13]
@@ -66,7 +68,7 @@ def test_references_are_the_same_as_the_loops(costly, tmp_path, mixes_rows):
             expected = source.build(index)(probe.feed["x"][index])
             for name, value in expected.items():
                 assert reference.expected[name] == pytest.approx(value.detach().numpy(), rel=1e-5, abs=1e-6)
-    assert Net.rows == (3 * 26 if mixes_rows else 3 * 3)
+    assert Net.rows == (3 * 3 if by_row else 3 * 26)
 
 
 def test_a_wrong_member_is_caught(costly, tmp_path):
