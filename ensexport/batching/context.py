@@ -57,8 +57,11 @@ class Context:
 
         For convolutions: torch's shape function asks for the batch size to choose a backend, which would fix it.
         """
+        return self._call_for(self.result, layout, target, *args, **kwargs)
+
+    def _call_for(self, member: torch.Tensor, layout: Layout, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         with self.builder.symbolic():
-            value = self.result.new_empty(self._physical_shape(self.result, layout))
+            value = member.new_empty(self._physical_shape(member, layout))
         return self.builder.call_as(value, target, *args, **kwargs)
 
     def value(self, node: fx.Node, layout: Layout, *, output: int | None = None) -> Value:
@@ -153,7 +156,7 @@ class Context:
         if layout == Folded(last) and isinstance(width, int):
             split = self.call(aten.reshape.default, value.node, [-1, self.n_members, width])
             return self.call(aten.permute.default, split, [1, 0, 2])
-        return self.call(aten.flatten.using_ints, self.stacked(value), 1, last)
+        return self._call_for(value.member, ROWS, aten.flatten.using_ints, self.stacked(value), 1, last)
 
     def rows_value(self, node: fx.Node) -> Value:
         """Wrap `(N, rows, last dim)` as the op's result."""

@@ -520,6 +520,8 @@ TABLE: dict[str, Row] = {
     "repeat-interleave": fn(lambda m, x: (x * m.v).repeat_interleave(2, 1)),
     "tile": fn(lambda m, x: m.v.tile((2,)) * x.repeat(1, 1, 2)),
     "select": fn(lambda m, x: (x * m.v)[:, 0]),
+    "tile-activation": fn(lambda m, x: (x * m.v).tile(2) + torch.tile(x * m.s, (2, 1, 2))[: x.shape[0]]),
+    "rows-weight": fn(lambda m, x: m.v * F.rms_norm(F.linear(x, m.w, None) @ m.w, (6,)).relu()),
     "slice": fn(lambda m, x: (x * m.v)[:, 1:3, ::2]),
     "narrow": fn(lambda m, x: (x * m.v).narrow(2, 1, 3)),
     "index": fn(lambda m, x: (x * m.v)[:, torch.tensor([0, 2])]),

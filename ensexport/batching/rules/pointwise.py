@@ -120,7 +120,7 @@ def _against_rows(ctx: Context, value: Value) -> fx.Node:
     """A tensor that broadcasts against `(N, rows, last dim)`; one without rows of its own has only a last dim."""
     if all(same_size(size, 1) for size in value.shape[:-1]) and not isinstance(value.layout, Rows):
         if value.is_weight:
-            return ctx.broadcast(ctx.weight(aten.reshape.default, value, list(value.shape[-1:])), min(value.rank, 2))
+            return ctx.broadcast(ctx.weight(aten.reshape.default, value, list(value.shape[-1:])), 2)
         node = ctx.stacked(value) if value.is_per_member else ctx.shared(value)
         if value.rank > 1:
             first = 1 if value.is_per_member else 0

@@ -119,6 +119,13 @@ def expand_as(ctx: Context, x: Value, other: Value) -> Value:
     return ctx.value(ctx.call(aten.expand.default, ctx.broadcast(x, other.rank), [ctx.n_members, *sizes]), Stacked(0))
 
 
+@rule(aten.tile.default)
+def tile(ctx: Context, x: Value, repeats: list[int | fx.Node]) -> Value:
+    """`repeat` that takes fewer numbers than dims: the missing ones are 1."""
+    tiled: Value = repeat(ctx, x, [*[1] * (x.rank - len(repeats)), *repeats])
+    return tiled
+
+
 @rule(aten.repeat.default)
 def repeat(ctx: Context, x: Value, repeats: list[int | fx.Node]) -> Value:
     """Tile; new leading dims come after the member axis."""
