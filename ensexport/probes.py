@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -296,7 +297,9 @@ def _extreme_sizes(
     # One place in a mask would be all of it, see `random_tensor`.
     masked = {spec.dims[-1] for spec in specs if len(spec.dims) > 1 and not spec.dtype.startswith(("float", "bfloat"))}
     small = {name: max(ranges[name][0], 2 if name in masked else 1) for name in others}
-    double = {name: 2 * usual[name] if usual[name] <= _LARGE else usual[name] + 8 for name in others}
+    twice = {**usual, **{name: 2 * usual[name] for name in others}}
+    is_affordable = all(math.prod(spec.shape(twice)) <= _MAX_ELEMENTS for spec in specs)
+    double = {name: twice[name] if is_affordable else usual[name] + 8 for name in others}
     odd = {name: size + 1 for name, size in double.items()}
     for wanted in (small, double, odd):
         sizes = {name: min(size, ranges[name][1] or size) for name, size in wanted.items()}
@@ -304,7 +307,7 @@ def _extreme_sizes(
             yield {**usual, **sizes}
 
 
-_LARGE = 64
+_MAX_ELEMENTS = 2**20  # of one input
 
 
 def _inside(size: int, bounds: tuple[int, int | None] | None) -> bool:

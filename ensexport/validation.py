@@ -34,7 +34,7 @@ from ensexport.stacking.baseline import MemberSource, run_member
 
 OnProgress = Callable[[str, int, int], None]
 
-_ROUNDING = "If the members themselves are right and this is rounding, --rtol sets the bound."
+_ROUNDING = "If the members themselves are right and this is rounding, --rtol or --atol sets the bound."
 _NOT_ROUNDING = "If these are the members that were packed, this is an error of the export: please report it."
 
 

@@ -142,7 +142,8 @@ class Context:
             return self._packed(value, "folded")
         if dim == 0 and isinstance(value.layout, Rows):
             return self._batch_first(value)
-        return self.call(aten.flatten.using_ints, self.stacked(value, dim), dim, dim + 1)
+        stacked = self.stacked(value, dim)
+        return self._call_for(value.member, Folded(dim), aten.flatten.using_ints, stacked, dim, dim + 1)
 
     def rows(self, value: Value) -> fx.Node:
         """The physical tensor as a batched matmul takes it: `(N, rows, last dim)`, for a value of rank 2 or more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _MAX_BATCH = 256
 # Sizes to try for dynamic dims other than the batch: convnets need some room, position tables have an end, and a
 # window over sound has hundreds of samples.
 _SIZES = (16, 32, 64, 8, 128, 224, 4, 2, 512, 2048, 16384)
+_FAR_SIZES = (16, 512, 8192)
 _MAX_ELEMENTS = 2**22  # of one input
 
 
@@ -235,6 +237,9 @@ def _candidates(
     for change in (_no_change, _zero_integers, _one_integers, _numbers_below_one):
         for sizes in likely:
             yield sizes, change
+    for change in (_no_change, _zero_integers):
+        for sizes in _mixed_sizes(specs):
+            yield sizes, change
     for sizes in unlikely:
         yield sizes, _no_change
 
@@ -264,6 +269,17 @@ def _numbers_below_one(feed: Feed) -> Feed:
         name: torch.frac(tensor.abs()) if tensor.is_floating_point() else tensor
         for name, tensor in _zero_integers(feed).items()
     }
+
+
+def _mixed_sizes(specs: Sequence[TensorSpec]) -> list[dict[str, int]]:
+    """Dims of very different sizes: a long sound with a short text."""
+    batch = batch_dim(specs)
+    others = [name for name in dim_names(specs) if name != batch]
+    if len(others) not in (2, 3):
+        return []
+    found = [dict(zip(others, sizes, strict=True)) for sizes in itertools.product(_FAR_SIZES, repeat=len(others))]
+    mixed = [{**sizes, **({batch: _BATCH} if batch else {})} for sizes in found if len(set(sizes.values())) > 1]
+    return [sizes for sizes in mixed if _fits(specs, sizes)]
 
 
 def _sizes(module: nn.Module, specs: Sequence[TensorSpec]) -> tuple[list[dict[str, int]], list[dict[str, int]]]:

@@ -100,5 +100,5 @@ def _bag_length(offsets: Value) -> int | None:
     node = offsets.node
     if not offsets.is_shared or node.target is not aten.arange.start_step:
         return None
-    start, _, step = node.args
+    start, _, step = (*node.args, 1)[:3]  # torch leaves out a step of 1
     return step if start == 0 and isinstance(step, int) else None
