@@ -202,7 +202,8 @@ def export(
                 except ArtifactError as error:
                     raise ExportError(
                         f"cannot write '{target}': what the exporter made of the model does not run: {error.message}",
-                        hint="Ship another format for this model: .onnx, .ts or .pt2.",
+                        hint=f"Ship another format for this model: "
+                        f"{' or '.join(sorted({'.onnx', '.ts', '.pt2'} - {target.suffix}))}.",
                     ) from error
             report = ValidationReport(tuple(checks), integer_inputs(specs, ranges))
             raise_on_mismatch(report, ensemble.labels)
@@ -215,7 +216,7 @@ def export(
         *(ensemble.warnings if isinstance(ensemble, Members) else ()),
         *notes,
         *found.warnings,
-        *_rounding_notes(checks),
+        *_check_notes(checks),
     )
     return ExportReport(artifacts, report, batched.plan, clock.seconds, member.dim_ranges, warnings)
 
@@ -226,8 +227,8 @@ def equal_in_all(states: Sequence[Mapping[str, torch.Tensor]]) -> frozenset[str]
     return frozenset(name for name in first if all(torch.equal(first[name], state[name]) for state in others))
 
 
-def _rounding_notes(checks: Sequence[Check]) -> Iterator[str]:
-    """One line an output whose integers differ by rounding."""
+def _check_notes(checks: Sequence[Check]) -> Iterator[str]:
+    """One line an output that passed with a note."""
     noted = {check.output: check for check in checks if check.note}
     for name, check in noted.items():
         yield f"output '{name}' of '{check.artifact}' is not equal everywhere: {check.note}"

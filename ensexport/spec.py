@@ -215,7 +215,8 @@ class Check:
         optimization: ONNX Runtime's graph optimisation level, empty elsewhere.
         seed: Seed of the random inputs.
         problem: What differs before any value does, such as `dtype float16 is expected, float32 came`; else empty.
-        note: Why integers that differ passed: the member's own do, when its weights change by rounding; else empty.
+        note: Why integers that differ passed: the member's own do, when its weights change by rounding. Or that the
+            members drop dims of size 1 at batch 1. Else empty.
     """
 
     artifact: str

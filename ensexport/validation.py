@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -254,6 +254,8 @@ def check_artifact(
                 )
             for name in output_names:
                 row = [member[number] for member in references]
+                kept = _with_kept_dims(row, name, outputs[name], member_axis) if probe.batch == 1 else None
+                row, remark = (row, "") if kept is None else (kept, _DROPPED)
                 compared = _differences(row, name, outputs[name], member_axis)
                 for member_index, (difference, problem) in enumerate(compared):
                     bound = _bound(tolerance, row[member_index], name, difference.scale, usual[name])
@@ -280,7 +282,7 @@ def check_artifact(
                             dtype=row[member_index].dtype[name],
                             seed=probe.seed,
                             problem=problem,
-                            note=note,
+                            note=note or (remark if passed else ""),
                         )
                     )
     return checks
@@ -332,6 +334,25 @@ def _describe(error: Exception) -> str:
     text = str(error).strip()
     text = text.splitlines()[-1] if "Traceback of TorchScript" in text else text
     return f"{type(error).__name__}: {' '.join(text.split())}"[:400]
+
+
+_DROPPED = "at batch 1 the members drop dims of size 1 (squeeze() without a dim?), the file keeps them"
+
+
+def _with_kept_dims(row: Sequence[Reference], name: str, output: Array, member_axis: int) -> list[Reference] | None:
+    """The references with the dims of size 1 that the artifact has and the members do not; None if that is not all."""
+    axis = min(member_axis, output.ndim - 1)
+    if output.ndim == 0 or output.shape[axis] != len(row):
+        return None
+    shape = (*output.shape[:axis], *output.shape[axis + 1 :])
+    for reference in row:
+        own = reference.expected[name].shape
+        if len(own) >= len(shape) or [size for size in own if size != 1] != [size for size in shape if size != 1]:
+            return None
+    return [
+        replace(reference, expected={**reference.expected, name: reference.expected[name].reshape(shape)})
+        for reference in row
+    ]
 
 
 def _differences(row: Sequence[Reference], name: str, output: Array, member_axis: int) -> list[tuple[Difference, str]]:

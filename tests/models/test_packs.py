@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -240,3 +241,24 @@ def test_one_member_and_many(n_members, tmp_path):
     feed = feed_of(case, {"batch": 9}, n_members)
     for actual in run_files(tmp_path, feed):
         assert_alike(loop(case, members, feed), actual)
+
+
+class Squeezes(nn.Module):
+    """A regression head as it is often written: one number a row, and a scalar at batch 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).squeeze()
+
+
+def test_batch_of_one_that_the_members_squeeze_away_is_kept_and_said(tmp_path: Path) -> None:
+    paths = [tmp_path / "e.onnx", tmp_path / "e.ts"]
+    members = [Squeezes().eval() for _ in range(3)]
+    report = ensexport.export(ensexport.stack(members), paths, inputs=["x:float32[batch,4]"])
+    assert report.validation.passed
+    assert "squeeze() without a dim" in report.warnings[0]
+    (result,) = ort.InferenceSession(paths[0]).run(None, {"x": torch.ones(1, 4).numpy()})
+    assert result.shape == (3, 1)
