@@ -127,7 +127,7 @@ def _page(lines: list[str]) -> str:
             "packed graph. A stacked linear layer is `MatMul` and `Add` where one member has a `Gemm`. A norm over",
             "the channels of images splits them from the members and merges them again: two `Reshape`, no copies.",
             "ConvNeXt-tiny gets its linear layers as 1x1 convolutions; ConvNeXt-atto has them as convolutions already,",
-            "so that those two `Reshape` a block are left over 8 nodes: ONNX has no norm over another dim than the last.",
+            "so that those two `Reshape` a block stay, over 8 nodes: ONNX has no norm over another dim than the last.",
             "",
             "| model | one member | packed | ratio | ops that differ |",
             "| --- | --- | --- | --- | --- |",
