@@ -164,8 +164,11 @@ def test_equations_are_spelled_out() -> None:
     assert equations == ["aib,ib->ai", "zba,ba->baz", "ijk"]
 
 
-def test_bound_that_is_no_whole_number_of_steps_is_found() -> None:
-    """Three tokens a step and 128 places: torch.export with a named dim fails on `3 * steps <= 128`."""
+def test_bound_that_is_no_whole_number_of_steps_is_no_obstacle() -> None:
+    """Three tokens a step and 128 places: torch.export with a named dim fails on `3 * steps <= 128`.
+
+    Without a name it captures the member, and leaves the bound to the run.
+    """
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -177,4 +180,5 @@ def test_bound_that_is_no_whole_number_of_steps_is_found() -> None:
             return y + self.places[:, : y.shape[1]]
 
     member, _ = capture(Net(), "x:float32[batch,steps]")
-    assert member.dim_ranges["steps"] == (1, 42)
+    assert member.dim_ranges["steps"][0] == 1
+    assert isinstance(member.output_values[0].shape[1], torch.SymInt)

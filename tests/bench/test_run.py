@@ -87,13 +87,13 @@ def test_a_member_axis_of_1_is_compared_right_at_several_batches(project):
 
 
 def test_an_alternative_that_cannot_run_is_named_and_left_out(tmp_path, monkeypatch):
-    """ONNX Runtime has no bfloat16 kernels for the CPU, and its Python sessions take no such arrays."""
+    """ONNX Runtime's Python sessions take no bfloat16 arrays."""
     monkeypatch.chdir(make_project(tmp_path / "project", dtype="bfloat16"))
     pack("--input", "x:bfloat16[batch,4]", "-o", "e.ts")
     report = measure("e.ts", batches=(2,), alternatives=("loop",))
-    assert "ONNX Runtime" in report.left_out["loop"]
+    assert "can't be converted to MLDataType" in report.left_out["loop"]
     assert [row.alternative for row in report.timings[2]][:2] == ["packed", "packed again"]
-    with pytest.raises(SpeedupError, match=r"'loop' was not measured, .*ONNX Runtime"):
+    with pytest.raises(SpeedupError, match=r"'loop' was not measured, .*MLDataType"):
         report.check_speedup(1, "loop")
 
 
