@@ -20,6 +20,7 @@ from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.errors import ArtifactError, ExportError, UsageError
 from ensexport.members import Members, weights_digest
 from ensexport.probes import BATCHES, SEEDS, find_probes
+from ensexport.references import reference_outputs
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import (
     Artifact,
@@ -35,7 +36,7 @@ from ensexport.stacking import Ensemble
 from ensexport.stacking.baseline import run_member
 from ensexport.stacking.state import named_tensors
 from ensexport.staging import Staging, writing
-from ensexport.validation import check_artifact, raise_on_mismatch, reference_outputs
+from ensexport.validation import check_artifact, raise_on_mismatch
 from ensexport.version import __version__
 
 OnStage = Callable[[str, int, int], None]

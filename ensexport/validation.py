@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,175 +22,18 @@ import torch
 from torch import nn
 
 from ensexport.batching.examples import find_example, integer_inputs, range_from_json
-from ensexport.batching.source import error_line
-from ensexport.compare import Array, Difference, compare_arrays, compare_members, is_exact
-from ensexport.errors import ArtifactError, EnsexportError, MismatchError, ModelInputError
+from ensexport.compare import Array, Difference, compare_members, is_exact
+from ensexport.errors import ArtifactError, EnsexportError, MismatchError
 from ensexport.members import Members
 from ensexport.probes import BATCHES, SEEDS, Probe, find_probes
+from ensexport.references import OnProgress, Reference, arrays, reference_outputs
 from ensexport.runtime import open_runners, read_metadata
 from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, json_number, parse_inputs
 from ensexport.stacking.baseline import MemberSource, run_member
 
-OnProgress = Callable[[str, int, int], None]
-
 _ROUNDING = "If the members themselves are right and this is rounding, --rtol or --atol sets the bound."
 _NOT_ROUNDING = "If these are the members that were packed, this is an error of the export: please report it."
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What one member returns on one probe.
-
-    Attributes:
-        expected: Output name -> value of the float64 loop (of the native loop for integers and booleans, and where
-            only one of the two is finite: float16 overflows in the members too).
-        loop_error: Output name -> the native loop's own `max|y - expected| / max|expected|`.
-        dtype: Output name -> dtype name the member itself returns.
-    """
-
-    expected: Mapping[str, Array]
-    loop_error: Mapping[str, float]
-    dtype: Mapping[str, str]
-
-    def renamed(self, names: Mapping[str, str]) -> Reference:
-        """The same values under the artifact's output names."""
-        return Reference(
-            {names[name]: value for name, value in self.expected.items()},
-            {names[name]: value for name, value in self.loop_error.items()},
-            {names[name]: value for name, value in self.dtype.items()},
-        )
-
-
-def reference_outputs(
-    source: MemberSource,
-    probes: Sequence[Probe],
-    per_member: Sequence[str],
-    *,
-    on_progress: OnProgress | None = None,
-) -> list[list[Reference]]:
-    """Run the loop over the members; returns `references[member_index][probe]`.
-
-    One member is in memory at a time, first in its own dtype, then in float64.
-    """
-    references = []
-    for member_index in range(len(source)):
-        module = source.build(member_index)
-        try:
-            references.append(_references_of(module, probes, per_member, member_index))
-        except (EnsexportError, MemoryError):
-            raise
-        except Exception as error:
-            line = error_line(error)
-            raise ModelInputError(
-                f"member {member_index} fails on random inputs, where others like them were taken: "
-                f"{type(error).__name__}: {str(error).strip()[:400]}" + (f" ({line})" if line else ""),
-                hint="Random inputs have normal floats and integers of 0, 1 and the rows of tables: the model must "
-                "take them.",
-                member_index=member_index,
-            ) from error
-        if on_progress is not None:
-            on_progress("loop", member_index + 1, len(source))
-    return references
-
-
-def _references_of(
-    module: nn.Module, probes: Sequence[Probe], per_member: Sequence[str], member_index: int
-) -> list[Reference]:
-    feeds = [probe.member_feed(member_index, per_member) for probe in probes]
-    done: dict[int, dict[str, Array]] = {}
-    known = _repeated_rows(module, probes, feeds, done)
-    left = [number for number in range(len(probes)) if number not in known]
-    native = [done[n] if n in done else _arrays(run_member(module, feeds[n])) for n in left]
-    exact = _run_float64(module, [feeds[number] for number in left])
-    made = {
-        number: _reference(own, own if better is None else better)
-        for number, own, better in zip(left, native, exact, strict=True)
-    }
-    for number, axes in known.items():
-        made[number] = _at_rows(made[probes[number].base or 0], axes, probes[number].batch or 0)
-    return [made[number] for number in range(len(probes))]
-
-
-def _repeated_rows(
-    module: nn.Module,
-    probes: Sequence[Probe],
-    feeds: Sequence[dict[str, torch.Tensor]],
-    done: dict[int, dict[str, Array]],
-) -> dict[int, dict[str, int | None]]:
-    """Find the probes whose outputs follow from the rows of another: probe -> output -> batch axis (None: it has none).
-
-    The member is run at the sizes below the other probe's, and on it; `done` keeps what it returns. Unless each output
-    there is made of the other's first rows, within rounding, nothing follows.
-    """
-    small = [n for n, probe in enumerate(probes) if probe.base is not None and _below(probe, probes[probe.base])]
-    repeated = [n for n, probe in enumerate(probes) if probe.base is not None]
-    if not small:
-        return {}
-    base = probes[repeated[0]].base or 0
-    whole = done[base] = _arrays(run_member(module, feeds[base]))
-    axes: dict[str, int | None] = {}
-    for number in small:
-        done[number] = _arrays(run_member(module, feeds[number]))
-        for name, part in done[number].items():
-            found = [axis for axis, size in enumerate(part.shape) if size != whole[name].shape[axis]]
-            axis = found[0] if found else None
-            sizes = None if axis is None else (part.shape[axis], whole[name].shape[axis])
-            if sizes is not None and sizes != (probes[number].batch, probes[base].batch):
-                return {}  # several rows of the output for one of the input
-            rows = whole[name] if axis is None else np.take(whole[name], range(part.shape[axis]), axis)
-            is_alike = rows.shape == part.shape and compare_arrays(rows, part).max_rel <= _ALIKE
-            if len(found) > 1 or not is_alike or axes.setdefault(name, axis) != axis:
-                return {}
-    return dict.fromkeys(repeated, axes)
-
-
-_ALIKE = 1e-3  # float16 members round differently at another batch size; rows that depend on each other differ by more
-
-
-def _below(probe: Probe, base: Probe) -> bool:
-    return (probe.batch or 0) < (base.batch or 0)
-
-
-def _at_rows(base: Reference, axes: Mapping[str, int | None], batch: int) -> Reference:
-    """What a member returns for `batch` rows that repeat those of `base`."""
-    expected = dict(base.expected)
-    for name, axis in axes.items():
-        if axis is not None:
-            rows = np.arange(batch) % base.expected[name].shape[axis]
-            expected[name] = np.take(base.expected[name], rows, axis)
-    return Reference(expected, base.loop_error, base.dtype)
-
-
-def _run_float64(module: nn.Module, feeds: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, Array] | None]:
-    """The float64 outputs, or None for each feed if the model, which takes its own dtype, refuses float64."""
-    try:
-        return [_arrays(run_member(module, feed, dtype=torch.float64)) for feed in feeds]
-    except Exception:  # noqa: BLE001 - it says no in its own way: an assertion, a kernel that is not there
-        return [None] * len(feeds)
-
-
-def _arrays(outputs: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-    return {name: array_from_tensor(value) for name, value in outputs.items()}
-
-
-def _reference(native: Mapping[str, Array], exact: Mapping[str, Array]) -> Reference:
-    expected: dict[str, Array] = {}
-    errors: dict[str, float] = {}
-    for name, own in native.items():
-        expected[name] = own if is_exact(own.dtype) else _finite_alike(exact[name], own)
-        errors[name] = compare_arrays(expected[name], own).max_rel
-    return Reference(expected, errors, {name: str(own.dtype) for name, own in native.items()})
-
-
-def _finite_alike(exact: Array, own: Array) -> Array:
-    """`exact`, with the members' own value where NaN or Inf is on one side only or differs.
-
-    Else the loop's own error would be infinite there, and so would be what the artifact is allowed.
-    """
-    left, right = exact.astype(np.result_type(exact, np.float64)), own.astype(np.result_type(exact, np.float64))
-    agree = (np.isfinite(left) & np.isfinite(right)) | (left == right) | (np.isnan(left) & np.isnan(right))
-    return exact if bool(agree.all()) else np.where(agree, left, right)
 
 
 def check_artifact(
@@ -234,7 +77,7 @@ def check_artifact(
                 continue
             where = f"on {runner.provider} at sizes {dict(probe.sizes)}"
             try:
-                outputs = runner.run(_arrays(probe.feed))
+                outputs = runner.run(arrays(probe.feed))
             except EnsexportError:
                 raise
             except Exception as error:

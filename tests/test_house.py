@@ -27,6 +27,7 @@ ORDER = (
     ("heads",),
     ("targets",),
     ("probes",),
+    ("references",),
     ("validation",),
     ("pipeline",),
     ("packing",),

@@ -14,13 +14,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import ensexport
-import ensexport.validation as validation
-from ensexport import Tolerance, load_members, stack, validate
+from ensexport import Tolerance, load_members, stack, validate, validation
 from ensexport.errors import ArtifactError, MismatchError, ModelInputError, UsageError
 from ensexport.probes import make_probes
+from ensexport.references import Reference
 from ensexport.spec import Check, ValidationReport, parse_inputs
 from ensexport.stacking import run_member
-from ensexport.validation import Reference, raise_on_mismatch
+from ensexport.validation import raise_on_mismatch
 
 NUMBER = r"-?(\d+(\.\d+)?(e[+-]\d+)?|inf|nan)"
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ensexport.batching.folding import order_of
+from ensexport.batching.folding import NORMS, SAME, order_of
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.rules.pointwise import is_pointwise
 from ensexport.batching.value import same_size
@@ -23,8 +23,6 @@ from ensexport.batching.value import same_size
 aten = torch.ops.aten
 
 _CONVS = {4: aten.conv2d.default, 5: aten.conv3d.default}
-_NORMS = {aten.layer_norm.default, aten.rms_norm.default}
-_SAME = {aten.clone.default, aten.contiguous.default, aten.dropout.default, aten.alias.default, aten.detach.default}
 
 
 def channels_first(member: MemberGraph) -> MemberGraph:
@@ -108,9 +106,9 @@ def _continues(node: fx.Node, sources: list[fx.Node], weights: set[fx.Node]) -> 
         return False
     if node.target is aten.linear.default:
         return node.args[0] in sources and len(sources) == 1
-    if node.target in _NORMS:
+    if node.target in NORMS:
         return node.args[0] in sources and len(sources) == 1 and len(node.args[1]) == 1  # type: ignore[arg-type]
-    if not isinstance(node.target, torch._ops.OpOverload) or not (node.target in _SAME or is_pointwise(node.target)):
+    if not isinstance(node.target, torch._ops.OpOverload) or not (node.target in SAME or is_pointwise(node.target)):
         return False
     shapes = [source.meta["val"].shape for source in sources]
     is_whole = all(same_size(a, b) for shape in shapes for a, b in zip(shape, node.meta["val"].shape, strict=True))
@@ -148,7 +146,7 @@ def _twin(graph: fx.Graph, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.N
     if node not in twins and node.target is aten.permute.default:
         assert isinstance(node.args[0], fx.Node)
         return node.args[0]
-    if node.target in _NORMS:
+    if node.target in NORMS:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         is_start = source.target is aten.permute.default

@@ -26,9 +26,15 @@ from ensexport.batching.value import Value, same_size
 aten = torch.ops.aten
 
 # op -> positions of scale and shift among its arguments
-_NORMS = {aten.layer_norm.default: (2, 3), aten.rms_norm.default: (2, None)}
+NORMS = {aten.layer_norm.default: (2, 3), aten.rms_norm.default: (2, None)}
 _CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-_SAME = {aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.dropout.default}
+SAME = {
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.dropout.default,
+}
 _VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
 _FOLDED_DTYPES = (torch.float32, torch.float64)
 
@@ -67,7 +73,7 @@ class Folds:
         if node in self.norms:
             return _without_affine(ctx, node, args)
         if node in self.shiftless:
-            position = _NORMS[node.target][1]  # type: ignore[index]
+            position = NORMS[node.target][1]  # type: ignore[index]
             assert position is not None
             return (*args[:position], None, *args[position + 1 :])
         if node in self.inputs or node in self.outputs or node in self.shifts:
@@ -106,7 +112,7 @@ class Folds:
 
 def _without_affine(ctx: Context, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
     new_args = list(args)
-    for position, fill in zip(_NORMS[node.target], (1.0, 0.0), strict=True):  # type: ignore[index]
+    for position, fill in zip(NORMS[node.target], (1.0, 0.0), strict=True):  # type: ignore[index]
         if position is not None and len(args) > position and args[position] is not None:
             dtype = args[position].member.dtype
             new_args[position] = ctx.constant(aten.full.default, list(args[1]), fill, dtype=dtype)
@@ -133,7 +139,7 @@ def find_folds(member: MemberGraph, is_shared: Callable[[str], bool]) -> Folds:
         layers = finder.readers(node, channels, has_shift=scale.shift is not None)
         if layers and not any(layer in folds.inputs for layer in layers):
             folds.inputs.update(dict.fromkeys(layers, scale))
-            if node.target in _NORMS:
+            if node.target in NORMS:
                 folds.norms.add(node)
             else:
                 folds.removed[node] = finder.scaled(node)
@@ -172,7 +178,7 @@ class _Finder:
     def state_of(self, node: Any) -> fx.Node | None:
         """The state tensor a node is, or is a view of."""
         while isinstance(node, fx.Node) and node not in self.member.state:
-            if node.target not in _VIEWS | _SAME | {aten.unsqueeze.default}:
+            if node.target not in _VIEWS | SAME | {aten.unsqueeze.default}:
                 return None
             node = node.args[0]
         return node if isinstance(node, fx.Node) else None
@@ -192,10 +198,10 @@ class _Finder:
         result = node.meta["val"]
         if result.dtype not in _FOLDED_DTYPES:
             return None
-        if node.target in _NORMS and len(node.args[1]) == 1:  # type: ignore[arg-type]
+        if node.target in NORMS and len(node.args[1]) == 1:  # type: ignore[arg-type]
             scale, shift = (
                 cast(fx.Node | None, None if position is None or position >= len(node.args) else node.args[position])
-                for position in _NORMS[cast(OpOverload, node.target)]
+                for position in NORMS[cast(OpOverload, node.target)]
             )
             given = [part for part in (scale, shift) if part is not None]
             if given and all(part in self.member.state for part in given) and any(map(self._is_per_member, given)):
@@ -335,7 +341,7 @@ def _passed_on(node: fx.Node, source: fx.Node, channels: int) -> int | None:
         return None
     shape, args = source.meta["val"].shape, list(node.args)
     rank = len(shape)
-    if node.target in _SAME or node.target is aten.roll.default:
+    if node.target in SAME or node.target is aten.roll.default:
         return channels
     if node.target in (aten.permute.default, aten.transpose.int):
         return order_of(node, rank).index(channels)

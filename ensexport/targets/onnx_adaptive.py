@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import constant, ints, op
+
 aten = torch.ops.aten
 
 
@@ -30,21 +30,13 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
-
-
-def _axes(*axes: int) -> Any:
-    return _constant(np.array(axes, dtype=np.int64))
-
-
 def _adaptive_avg_pool(x: Any, output_size: Sequence[Any]) -> Any:
     """Windows are products of windows a dim, so that one dim can be averaged after the other."""
     shape, wanted = list(x.shape), list(output_size)
     rank = len(wanted)
     sizes = shape[-rank:]
     if wanted == [1] * rank:
-        return op.ReduceMean(x, _axes(*range(-rank, 0)), keepdims=1)
+        return op.ReduceMean(x, ints(*range(-rank, 0)), keepdims=1)
     if all(isinstance(size, int) and isinstance(count, int) for size, count in zip(sizes, wanted, strict=True)):
         if sizes == wanted:
             return op.Identity(x)
@@ -56,13 +48,13 @@ def _adaptive_avg_pool(x: Any, output_size: Sequence[Any]) -> Any:
             if not _is_size(count):
                 raise NotImplementedError("an adaptive pool whose output size is computed has no ONNX form")
         elif count == 1:
-            x = op.ReduceMean(x, _axes(axis), keepdims=1)
+            x = op.ReduceMean(x, ints(axis), keepdims=1)
         elif not isinstance(size, int):
             x = _over_windows(x, axis, count, op.ReduceMean)
         elif size != count:
             order = [*(dim for dim in range(len(shape)) if dim != axis), axis]
             back = [order.index(dim) for dim in range(len(shape))]
-            matrix = op.CastLike(_constant(_windows(size, count)), x)
+            matrix = op.CastLike(constant(_windows(size, count)), x)
             x = op.Transpose(op.MatMul(op.Transpose(x, perm=order), matrix), perm=back)
     return x
 
@@ -80,9 +72,9 @@ def _over_windows(x: Any, axis: int, count: int, reduce: Callable[..., Any]) -> 
     size = op.Shape(x, start=axis, end=axis + 1)
     parts = []
     for index in range(count):
-        start = op.Div(op.Mul(size, _axes(index)), _axes(count))
-        end = op.Div(op.Add(op.Mul(size, _axes(index + 1)), _axes(count - 1)), _axes(count))
-        parts.append(reduce(op.Slice(x, start, end, _axes(axis)), _axes(axis), keepdims=1))
+        start = op.Div(op.Mul(size, ints(index)), ints(count))
+        end = op.Div(op.Add(op.Mul(size, ints(index + 1)), ints(count - 1)), ints(count))
+        parts.append(reduce(op.Slice(x, start, end, ints(axis)), ints(axis), keepdims=1))
     return op.Concat(*parts, axis=axis)
 
 
@@ -102,26 +94,26 @@ def _adaptive_max_pool(x: Any, output_size: Sequence[int]) -> tuple[Any, Any]:
     """
     rank, wanted = len(output_size), list(output_size)
     leading = [0] * (len(x.shape) - rank)
-    flat = op.Reshape(x, _axes(*leading, -1))
-    shape = _axes(*leading, *wanted)
+    flat = op.Reshape(x, ints(*leading, -1))
+    shape = ints(*leading, *wanted)
     if wanted == [1] * rank:
-        highest, places = op.ReduceMax(flat, _axes(-1), keepdims=1), op.ArgMax(flat, axis=-1, keepdims=1)
+        highest, places = op.ReduceMax(flat, ints(-1), keepdims=1), op.ArgMax(flat, axis=-1, keepdims=1)
         return op.Reshape(highest, shape), op.Reshape(places, shape)
     if not all(isinstance(size, int) for size in list(x.shape)[-rank:]):
         highest = _adaptive_max_of_any_size(x, wanted)
         return highest, op.Cast(highest, to=ir.DataType.INT64)  # no places: a model that uses them fails the proof
     table = _places([int(size) for size in list(x.shape)[-rank:]], wanted)
-    windows = op.Gather(flat, _constant(table), axis=-1)
-    starts = _constant(np.arange(len(table), dtype=np.int64) * table.shape[1])
+    windows = op.Gather(flat, constant(table), axis=-1)
+    starts = constant(np.arange(len(table), dtype=np.int64) * table.shape[1])
     chosen = op.Add(op.ArgMax(windows, axis=-1, keepdims=0), starts)
-    places = op.Gather(_constant(table.reshape(-1)), chosen, axis=0)
-    return op.Reshape(op.ReduceMax(windows, _axes(-1), keepdims=0), shape), op.Reshape(places, shape)
+    places = op.Gather(constant(table.reshape(-1)), chosen, axis=0)
+    return op.Reshape(op.ReduceMax(windows, ints(-1), keepdims=0), shape), op.Reshape(places, shape)
 
 
 def _adaptive_max_of_any_size(x: Any, wanted: Sequence[int]) -> Any:
     """One dim after the other."""
     for axis, count in enumerate(wanted, len(x.shape) - len(wanted)):
-        x = op.ReduceMax(x, _axes(axis), keepdims=1) if count == 1 else _over_windows(x, axis, count, op.ReduceMax)
+        x = op.ReduceMax(x, ints(axis), keepdims=1) if count == 1 else _over_windows(x, axis, count, op.ReduceMax)
     return x
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import constant, op
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -39,27 +38,23 @@ def _attention(
         key, value = _repeated_heads(key, heads), _repeated_heads(value, heads)
     if scale is None:
         scale = float(query.shape[-1]) ** -0.5
-    factor = op.CastLike(_constant(np.array(scale, dtype=np.float32)), query)
+    factor = op.CastLike(constant(np.array(scale, dtype=np.float32)), query)
     keys = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = op.MatMul(op.Mul(query, factor), keys)
     if is_causal:
-        scores = op.Where(_causal(query, key), scores, op.CastLike(_constant(_MINUS_INFINITY), scores))
+        scores = op.Where(_causal(query, key), scores, op.CastLike(constant(_MINUS_INFINITY), scores))
     if attn_mask is None:
         return op.MatMul(op.Softmax(scores, axis=-1), value)
     if attn_mask.dtype == ir.DataType.BOOL:
-        scores = op.Where(attn_mask, scores, op.CastLike(_constant(_MINUS_INFINITY), scores))
+        scores = op.Where(attn_mask, scores, op.CastLike(constant(_MINUS_INFINITY), scores))
     else:
         scores = op.Add(scores, attn_mask)
     weights = op.Softmax(scores, axis=-1)
-    nothing = op.CastLike(_constant(np.array(0, dtype=np.float32)), weights)
+    nothing = op.CastLike(constant(np.array(0, dtype=np.float32)), weights)
     return op.MatMul(op.Where(op.IsNaN(weights), nothing, weights), value)
 
 
 _MINUS_INFINITY = np.array(-np.inf, dtype=np.float32)
-
-
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
 
 
 def _repeated_heads(x: Any, heads: int) -> Any:
@@ -71,15 +66,15 @@ def _repeated_heads(x: Any, heads: int) -> Any:
     sizes = [1] * (rank + 1)
     sizes[rank - 2] = times
     wide = op.Expand(
-        op.Unsqueeze(x, _constant(np.array([rank - 2], dtype=np.int64))), _constant(np.array(sizes, dtype=np.int64))
+        op.Unsqueeze(x, constant(np.array([rank - 2], dtype=np.int64))), constant(np.array(sizes, dtype=np.int64))
     )
     shape = [0] * (rank - 3) + [heads, -1, x.shape[-1]]
-    return op.Reshape(wide, _constant(np.array(shape, dtype=np.int64)))
+    return op.Reshape(wide, constant(np.array(shape, dtype=np.int64)))
 
 
 def _causal(query: Any, key: Any) -> Any:
     """`(L, S)`: may this query see that key?"""
-    zero, one = (_constant(np.array(number, dtype=np.int64)) for number in (0, 1))
+    zero, one = (constant(np.array(number, dtype=np.int64)) for number in (0, 1))
     lengths = [op.Squeeze(op.Shape(x, start=-2, end=-1)) for x in (query, key)]
     rows, columns = (op.Range(zero, length, one) for length in lengths)
-    return op.LessOrEqual(columns, op.Unsqueeze(rows, _constant(np.array([1], dtype=np.int64))))
+    return op.LessOrEqual(columns, op.Unsqueeze(rows, constant(np.array([1], dtype=np.int64))))

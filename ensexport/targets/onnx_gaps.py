@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
 from ensexport.targets import onnx_adaptive, onnx_windows
+from ensexport.targets.onnx_values import constant, ints, op
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
 aten = torch.ops.aten
 
 
@@ -31,24 +30,16 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
-
-
-def _axes(*axes: int) -> Any:
-    return _constant(np.array(axes, dtype=np.int64))
-
-
 def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
     """`x1 (..., P, M)`, `x2 (..., R, M)` -> `(..., P, R)`: the p-norm of each difference."""
-    difference = op.Sub(op.Unsqueeze(x1, _axes(-2)), op.Unsqueeze(x2, _axes(-3)))
+    difference = op.Sub(op.Unsqueeze(x1, ints(-2)), op.Unsqueeze(x2, ints(-3)))
     if p == 2:
-        return op.ReduceL2(difference, _axes(-1), keepdims=0)
+        return op.ReduceL2(difference, ints(-1), keepdims=0)
     size = op.Abs(difference)
     if p == float("inf"):
-        return op.ReduceMax(size, _axes(-1), keepdims=0)
-    power = op.CastLike(_constant(np.array(p, dtype=np.float32)), size)
-    return op.Pow(op.ReduceSum(op.Pow(size, power), _axes(-1), keepdims=0), op.Reciprocal(power))
+        return op.ReduceMax(size, ints(-1), keepdims=0)
+    power = op.CastLike(constant(np.array(p, dtype=np.float32)), size)
+    return op.Pow(op.ReduceSum(op.Pow(size, power), ints(-1), keepdims=0), op.Reciprocal(power))
 
 
 def _embedding_bag(
@@ -67,35 +58,35 @@ def _embedding_bag(
     A matrix says which id lies in which bag, so bags of any length need no loop. The op's further results, which
     only its gradient reads, are stand-ins.
     """
-    zero, one, end = (_constant(np.array([value], dtype=np.int64)) for value in (0, 1, 2**62))
+    zero, one, end = (constant(np.array([value], dtype=np.int64)) for value in (0, 1, 2**62))
     count = op.Shape(ids)
     starts = op.Cast(offsets, to=ir.DataType.INT64)
     if include_last_offset:
         ends = op.Slice(starts, one, end, zero)
-        starts = op.Slice(starts, zero, _constant(np.array([-1], dtype=np.int64)), zero)
+        starts = op.Slice(starts, zero, constant(np.array([-1], dtype=np.int64)), zero)
     else:
         ends = op.Concat(op.Slice(starts, one, end, zero), count, axis=0)
-    scalar = _constant(np.array(0, dtype=np.int64))
-    places = op.Range(scalar, op.Squeeze(count), _constant(np.array(1, dtype=np.int64)))
+    scalar = constant(np.array(0, dtype=np.int64))
+    places = op.Range(scalar, op.Squeeze(count), constant(np.array(1, dtype=np.int64)))
     inside = op.And(op.GreaterOrEqual(places, op.Unsqueeze(starts, one)), op.Less(places, op.Unsqueeze(ends, one)))
     if padding_idx is not None and padding_idx >= 0:
-        padding = op.CastLike(_constant(np.array(padding_idx, dtype=np.int64)), ids)
+        padding = op.CastLike(constant(np.array(padding_idx, dtype=np.int64)), ids)
         inside = op.And(inside, op.Not(op.Equal(ids, padding)))
     rows = op.Gather(weight, ids, axis=0)
     if per_sample_weights is not None:
         rows = op.Mul(rows, op.Unsqueeze(per_sample_weights, one))
     if mode == 2:
-        masked = op.Where(op.Unsqueeze(inside, _axes(2)), op.Unsqueeze(rows, zero), op.CastLike(_lowest(), rows))
-        is_empty = op.Not(op.Cast(op.ReduceMax(op.Cast(inside, to=ir.DataType.INT32), _axes(1)), to=ir.DataType.BOOL))
-        nothing = op.CastLike(_constant(np.array(0, dtype=np.float32)), rows)
-        return op.Where(is_empty, nothing, op.ReduceMax(masked, _axes(1), keepdims=0)), starts, starts, starts
+        masked = op.Where(op.Unsqueeze(inside, ints(2)), op.Unsqueeze(rows, zero), op.CastLike(_lowest(), rows))
+        is_empty = op.Not(op.Cast(op.ReduceMax(op.Cast(inside, to=ir.DataType.INT32), ints(1)), to=ir.DataType.BOOL))
+        nothing = op.CastLike(constant(np.array(0, dtype=np.float32)), rows)
+        return op.Where(is_empty, nothing, op.ReduceMax(masked, ints(1), keepdims=0)), starts, starts, starts
     member = op.CastLike(inside, rows)
     total = op.MatMul(member, rows)
     if mode == 1:
-        counts = op.ReduceSum(member, _axes(1), keepdims=1)
-        total = op.Div(total, op.Max(counts, op.CastLike(_constant(np.array(1, dtype=np.float32)), rows)))
+        counts = op.ReduceSum(member, ints(1), keepdims=1)
+        total = op.Div(total, op.Max(counts, op.CastLike(constant(np.array(1, dtype=np.float32)), rows)))
     return total, starts, starts, starts
 
 
 def _lowest() -> Any:
-    return _constant(np.array(-np.inf, dtype=np.float32))
+    return constant(np.array(-np.inf, dtype=np.float32))

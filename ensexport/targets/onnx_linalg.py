@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import constant, ints, like, op
+
 aten = torch.ops.aten
 MAX_SIZE = 32  # an elimination is about a dozen nodes a column
 
@@ -43,18 +43,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
-
-
-def _ints(*values: int) -> Any:
-    return _constant(np.array(values, dtype=np.int64))
-
-
-def _like(values: Any, x: Any) -> Any:
-    return op.CastLike(_constant(np.array(values, dtype=np.float32)), x)
-
-
 def _size(a: Any) -> int:
     size = a.shape[-1]
     if not isinstance(size, int) or size > MAX_SIZE:
@@ -75,23 +63,23 @@ def _transposed(x: Any, rank: int) -> Any:
 
 def _info(a: Any) -> Any:
     """Zeros in int32, one for each matrix: all went well."""
-    corner = op.Squeeze(_column(_row(a, 0), 0), _ints(-2, -1))
+    corner = op.Squeeze(_column(_row(a, 0), 0), ints(-2, -1))
     return op.Cast(op.Less(corner, corner), to=ir.DataType.INT32)
 
 
 def _column(x: Any, k: int) -> Any:
     """`(..., rows, 1)`."""
-    return op.Slice(x, _ints(k), _ints(k + 1), _ints(-1))
+    return op.Slice(x, ints(k), ints(k + 1), ints(-1))
 
 
 def _row(x: Any, k: int) -> Any:
     """`(..., 1, columns)`."""
-    return op.Slice(x, _ints(k), _ints(k + 1), _ints(-2))
+    return op.Slice(x, ints(k), ints(k + 1), ints(-2))
 
 
 def _unit(size: int, k: int) -> Any:
     """`(size, 1)`: true in row `k`."""
-    return _constant(np.arange(size)[:, None] == k)
+    return constant(np.arange(size)[:, None] == k)
 
 
 def _pivoted(table: Any, size: int, k: int) -> tuple[Any, Any]:
@@ -100,19 +88,19 @@ def _pivoted(table: Any, size: int, k: int) -> tuple[Any, Any]:
     Returns:
         The table, and whether rows were swapped, `(..., 1, 1)`.
     """
-    allowed = _constant(np.arange(size)[:, None] >= k)
-    candidates = op.Where(allowed, op.Abs(_column(table, k)), _like(-1.0, table))
+    allowed = constant(np.arange(size)[:, None] >= k)
+    candidates = op.Where(allowed, op.Abs(_column(table, k)), like(-1.0, table))
     place = op.ArgMax(candidates, axis=-2, keepdims=1)
-    is_place = op.Equal(_constant(np.arange(size, dtype=np.int64)[:, None]), place)
-    best = op.ReduceSum(op.Where(is_place, table, _like(0.0, table)), _ints(-2), keepdims=1)
+    is_place = op.Equal(constant(np.arange(size, dtype=np.int64)[:, None]), place)
+    best = op.ReduceSum(op.Where(is_place, table, like(0.0, table)), ints(-2), keepdims=1)
     swapped = op.Where(_unit(size, k), best, op.Where(is_place, _row(table, k), table))
-    return swapped, op.Not(op.Equal(place, _ints(k)))
+    return swapped, op.Not(op.Equal(place, ints(k)))
 
 
 def _determinant(a: Any) -> tuple[Any, Any]:
     """Signs of the swaps `(..., 1, 1)` and the pivots `(..., 1, n)`, by Gauss's elimination."""
     size = _size(a)
-    one, minus = _like(1.0, a), _like(-1.0, a)
+    one, minus = like(1.0, a), like(-1.0, a)
     sign: Any = None
     pivots = []
     for k in range(size):
@@ -124,29 +112,29 @@ def _determinant(a: Any) -> tuple[Any, Any]:
         pivot = _column(row, k)
         pivots.append(pivot)
         if k < size - 1:
-            below = op.Where(_constant(np.arange(size)[:, None] > k), _column(a, k), _like(0.0, a))
-            nonzero = op.Where(op.Equal(pivot, _like(0.0, a)), one, pivot)  # a zero pivot has zeros below it
+            below = op.Where(constant(np.arange(size)[:, None] > k), _column(a, k), like(0.0, a))
+            nonzero = op.Where(op.Equal(pivot, like(0.0, a)), one, pivot)  # a zero pivot has zeros below it
             a = op.Sub(a, op.Mul(op.Div(below, nonzero), row))
     return (one if sign is None else sign), op.Concat(*pivots, axis=-1)
 
 
 def _det(a: Any) -> Any:
     sign, pivots = _determinant(a)
-    product = op.Mul(sign, op.ReduceProd(pivots, _ints(-1), keepdims=1))
-    return op.Squeeze(product, _ints(-2, -1))
+    product = op.Mul(sign, op.ReduceProd(pivots, ints(-1), keepdims=1))
+    return op.Squeeze(product, ints(-2, -1))
 
 
 def _slogdet(a: Any) -> tuple[Any, Any]:
     sign, pivots = _determinant(a)
-    signs = op.Mul(sign, op.ReduceProd(op.Sign(pivots), _ints(-1), keepdims=1))
-    size = op.ReduceSum(op.Log(op.Abs(pivots)), _ints(-1), keepdims=1)
-    return op.Squeeze(signs, _ints(-2, -1)), op.Squeeze(size, _ints(-2, -1))
+    signs = op.Mul(sign, op.ReduceProd(op.Sign(pivots), ints(-1), keepdims=1))
+    size = op.ReduceSum(op.Log(op.Abs(pivots)), ints(-1), keepdims=1)
+    return op.Squeeze(signs, ints(-2, -1)), op.Squeeze(size, ints(-2, -1))
 
 
 def _logdet(a: Any) -> Any:
     """NaN where the determinant is negative."""
     sign, size = _slogdet(a)
-    return op.Where(op.Less(sign, _like(0.0, sign)), _like(np.nan, size), size)
+    return op.Where(op.Less(sign, like(0.0, sign)), like(np.nan, size), size)
 
 
 def _det_and_factors(a: Any) -> tuple[Any, Any, Any]:
@@ -166,7 +154,7 @@ def _eliminated(a: Any, b: Any, size: int) -> Any:
         row = _row(table, k)
         row = op.Div(row, _column(row, k))
         table = op.Where(_unit(size, k), row, op.Sub(table, op.Mul(_column(table, k), row)))
-    return op.Slice(table, _ints(size), _ints(2**62), _ints(-1))
+    return op.Slice(table, ints(size), ints(2**62), ints(-1))
 
 
 def _together(a: Any, b: Any) -> tuple[Any, Any]:
@@ -178,7 +166,7 @@ def _together(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _identity(a: Any) -> Any:
-    return op.Expand(_like(np.eye(_size(a)), a), op.Shape(a))
+    return op.Expand(like(np.eye(_size(a)), a), op.Shape(a))
 
 
 def _inv(a: Any) -> Any:
@@ -196,10 +184,10 @@ def _solve(a: Any, b: Any, left: bool = True) -> Any:
         len(b.shape) == len(a.shape) - 1 and [str(dim) for dim in b.shape] == [str(dim) for dim in a.shape[:-1]]
     )
     if is_vector:
-        column = op.Unsqueeze(b, _ints(-1))
+        column = op.Unsqueeze(b, ints(-1))
         if len(b.shape) == 1 < len(a.shape) - 1:
             column = op.Expand(column, op.Concat(op.Shape(a, end=-2), op.Shape(column), axis=0))
-        return op.Squeeze(_eliminated(a, column, size), _ints(-1))
+        return op.Squeeze(_eliminated(a, column, size), ints(-1))
     a, b = _together(a, b)
     if left:
         return _eliminated(a, b, size)
@@ -222,8 +210,8 @@ def _cholesky(a: Any, upper: bool = False) -> Any:
     columns = []
     for k in range(size):
         column = _column(rest, k)
-        is_read = _constant(np.arange(size)[:, None] >= k)
-        column = op.Where(is_read, op.Div(column, op.Sqrt(_row(column, k))), _like(0.0, a))
+        is_read = constant(np.arange(size)[:, None] >= k)
+        column = op.Where(is_read, op.Div(column, op.Sqrt(_row(column, k))), like(0.0, a))
         columns.append(column)
         if k < size - 1:
             rest = op.Sub(rest, op.Mul(column, _transposed(column, rank)))

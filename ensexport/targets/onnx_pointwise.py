@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import like, op
+
 aten = torch.ops.aten
 
 
@@ -27,13 +27,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _like(number: float, x: Any) -> Any:
-    return op.CastLike(op.Constant(value=ir.tensor(np.array(number, dtype=np.float32))), x)
-
-
 def _copysign(x: Any, sign: Any) -> Any:
     """The sign of -0.0 is seen in its reciprocal."""
-    zero = _like(0.0, sign)
+    zero = like(0.0, sign)
     is_negative = op.Less(sign, zero)
     if sign.dtype.is_floating_point():
         is_negative = op.Or(is_negative, op.Less(op.Reciprocal(sign), zero))
@@ -67,9 +63,9 @@ def _hypot(x: Any, y: Any) -> Any:
     x, y = op.Abs(x), op.Abs(y)
     long, short = op.Max(x, y), op.Min(x, y)
     ratio = op.Div(short, long)
-    length = op.Mul(long, op.Sqrt(op.Add(op.Mul(ratio, ratio), _like(1.0, ratio))))
-    length = op.Where(op.Equal(long, _like(0.0, long)), long, length)
-    return op.Where(is_infinite, _like(np.inf, long), length)
+    length = op.Mul(long, op.Sqrt(op.Add(op.Mul(ratio, ratio), like(1.0, ratio))))
+    length = op.Where(op.Equal(long, like(0.0, long)), long, length)
+    return op.Where(is_infinite, like(np.inf, long), length)
 
 
 def _rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None) -> Any:

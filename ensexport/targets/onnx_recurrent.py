@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnxscript import opset18
 
 from ensexport.batching import recurrent
+from ensexport.targets.onnx_values import op
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
-from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops import nn as torchlib
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import like, op
+
 aten = torch.ops.aten
 _TAPS = {"linear": 2, "cubic": 4}
 
@@ -25,33 +24,26 @@ _TAPS = {"linear": 2, "cubic": 4}
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The translation table for `torch.onnx.export`."""
     return {
-        aten._upsample_bilinear2d_aa.default: _bilinear,
-        aten._upsample_bicubic2d_aa.default: _bicubic,
+        aten._upsample_bilinear2d_aa.default: _form("linear", torchlib.aten__upsample_bilinear2d_aa),
+        aten._upsample_bicubic2d_aa.default: _form("cubic", torchlib.aten__upsample_bicubic2d_aa),
     }
 
 
-def _bilinear(
-    x: Any,
-    output_size: Sequence[Any],
-    align_corners: bool,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
-) -> Any:
-    if not _is_known(x, output_size):
-        return torchlib.aten__upsample_bilinear2d_aa(x, output_size, align_corners, scales_h, scales_w)
-    return _resized("linear", x, output_size, align_corners, (scales_h, scales_w))
+def _form(kind: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The form of one filter; `plain` is the exporter's own, for sizes that are not known."""
 
+    def antialiased(
+        x: Any,
+        output_size: Sequence[Any],
+        align_corners: bool,
+        scales_h: float | None = None,
+        scales_w: float | None = None,
+    ) -> Any:
+        if not _is_known(x, output_size):
+            return plain(x, output_size, align_corners, scales_h, scales_w)
+        return _resized(kind, x, output_size, align_corners, (scales_h, scales_w))
 
-def _bicubic(
-    x: Any,
-    output_size: Sequence[Any],
-    align_corners: bool,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
-) -> Any:
-    if not _is_known(x, output_size):
-        return torchlib.aten__upsample_bicubic2d_aa(x, output_size, align_corners, scales_h, scales_w)
-    return _resized("cubic", x, output_size, align_corners, (scales_h, scales_w))
+    return antialiased
 
 
 def _is_known(x: Any, output_size: Sequence[Any]) -> bool:
@@ -65,8 +57,8 @@ def _resized(
     height, width = (int(size) for size in x.shape[-2:])
     rows = _weights(kind, height, output_size[0], align_corners, scales[0])
     columns = _weights(kind, width, output_size[1], align_corners, scales[1]).T
-    wide = op.MatMul(x, op.CastLike(op.Constant(value=ir.tensor(np.ascontiguousarray(columns))), x))
-    return op.MatMul(op.CastLike(op.Constant(value=ir.tensor(rows)), x), wide)
+    wide = op.MatMul(x, like(np.ascontiguousarray(columns), x))
+    return op.MatMul(like(rows, x), wide)
 
 
 def _weights(kind: str, size: int, wanted: int, align_corners: bool, factor: float | None) -> Any:

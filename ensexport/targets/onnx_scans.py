@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import constant, ints, op
+
 aten = torch.ops.aten
 
 
@@ -28,14 +28,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
-
-
-def _ints(*values: int) -> Any:
-    return _constant(np.array(values, dtype=np.int64))
-
-
 def _order(rank: int, axis: int) -> tuple[list[int], list[int]]:
     """The permutation that brings an axis last, and the one that brings it back."""
     order = [*(dim for dim in range(rank) if dim != axis), axis]
@@ -44,9 +36,9 @@ def _order(rank: int, axis: int) -> tuple[list[int], list[int]]:
 
 def _past(x: Any, axis: int) -> Any:
     """`(T, T)`: does this place (row) see that one (column)?"""
-    zero, one = (_constant(np.array(number, dtype=np.int64)) for number in (0, 1))
+    zero, one = (constant(np.array(number, dtype=np.int64)) for number in (0, 1))
     places = op.Range(zero, op.Squeeze(op.Shape(x, start=axis, end=axis + 1)), one)
-    return op.LessOrEqual(places, op.Unsqueeze(places, _ints(1)))
+    return op.LessOrEqual(places, op.Unsqueeze(places, ints(1)))
 
 
 def _extreme(x: Any, dim: int, lowest: Any, *, is_max: bool) -> tuple[Any, Any]:
@@ -56,10 +48,10 @@ def _extreme(x: Any, dim: int, lowest: Any, *, is_max: bool) -> tuple[Any, Any]:
     order, back = _order(rank, axis)
     key = x
     if x.dtype.is_floating_point():
-        key = op.Where(op.IsNaN(x), op.CastLike(_constant(np.array(np.inf if is_max else -np.inf)), x), x)
-    row, past = op.Unsqueeze(op.Transpose(key, perm=order), _ints(-2)), _past(x, axis)
-    seen = op.Where(past, row, op.CastLike(_constant(lowest), x))
-    best = (op.ReduceMax if is_max else op.ReduceMin)(seen, _ints(-1), keepdims=1)
+        key = op.Where(op.IsNaN(x), op.CastLike(constant(np.array(np.inf if is_max else -np.inf)), x), x)
+    row, past = op.Unsqueeze(op.Transpose(key, perm=order), ints(-2)), _past(x, axis)
+    seen = op.Where(past, row, op.CastLike(constant(lowest), x))
+    best = (op.ReduceMax if is_max else op.ReduceMin)(seen, ints(-1), keepdims=1)
     is_best = op.Cast(op.And(past, op.Equal(row, best)), to=ir.DataType.INT32)
     last = op.ArgMax(is_best, axis=-1, keepdims=0, select_last_index=1)
     places = op.Transpose(last, perm=back)
@@ -89,9 +81,9 @@ def _cumprod(x: Any, dim: int, dtype: int | None = None) -> Any:
         wanted = ir.DataType.INT64
     axis = dim % rank
     order, back = _order(rank, axis)
-    row = op.Cast(op.Unsqueeze(op.Transpose(x, perm=order), _ints(-2)), to=wanted)
-    seen = op.Where(_past(x, axis), row, op.Cast(_constant(np.array(1, dtype=np.int64)), to=wanted))
-    return op.Transpose(op.ReduceProd(seen, _ints(-1), keepdims=0), perm=back)
+    row = op.Cast(op.Unsqueeze(op.Transpose(x, perm=order), ints(-2)), to=wanted)
+    seen = op.Where(_past(x, axis), row, op.Cast(constant(np.array(1, dtype=np.int64)), to=wanted))
+    return op.Transpose(op.ReduceProd(seen, ints(-1), keepdims=0), perm=back)
 
 
 def _logcumsumexp(x: Any, dim: int) -> Any:
@@ -99,9 +91,9 @@ def _logcumsumexp(x: Any, dim: int) -> Any:
     rank = len(x.shape)
     axis = dim % rank
     order, back = _order(rank, axis)
-    row = op.Unsqueeze(op.Transpose(x, perm=order), _ints(-2))
-    seen = op.Where(_past(x, axis), row, op.CastLike(_constant(np.array(-np.inf, dtype=np.float32)), x))
-    highest = op.ReduceMax(seen, _ints(-1), keepdims=1)
-    base = op.Where(op.IsInf(highest), op.CastLike(_constant(np.array(0, dtype=np.float32)), x), highest)
-    total = op.ReduceSum(op.Exp(op.Sub(seen, base)), _ints(-1), keepdims=1)
-    return op.Transpose(op.Squeeze(op.Add(op.Log(total), base), _ints(-1)), perm=back)
+    row = op.Unsqueeze(op.Transpose(x, perm=order), ints(-2))
+    seen = op.Where(_past(x, axis), row, op.CastLike(constant(np.array(-np.inf, dtype=np.float32)), x))
+    highest = op.ReduceMax(seen, ints(-1), keepdims=1)
+    base = op.Where(op.IsInf(highest), op.CastLike(constant(np.array(0, dtype=np.float32)), x), highest)
+    total = op.ReduceSum(op.Exp(op.Sub(seen, base)), ints(-1), keepdims=1)
+    return op.Transpose(op.Squeeze(op.Add(op.Log(total), base), ints(-1)), perm=back)

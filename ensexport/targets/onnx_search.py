@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import constant, ints, op
+
 aten = torch.ops.aten
 
 
@@ -36,14 +36,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
-
-
-def _ints(*values: int) -> Any:
-    return _constant(np.array(values, dtype=np.int64))
-
-
 def _searchsorted(
     sorted_sequence: Any,
     x: Any,
@@ -59,11 +51,11 @@ def _searchsorted(
     rank = len(sorted_sequence.shape)
     if sorter is not None:
         sorted_sequence = op.GatherElements(sorted_sequence, sorter, axis=-1)
-    boundaries = sorted_sequence if rank == 1 else op.Unsqueeze(sorted_sequence, _ints(-2))
-    values = op.Unsqueeze(x, _ints(-1))
+    boundaries = sorted_sequence if rank == 1 else op.Unsqueeze(sorted_sequence, ints(-2))
+    values = op.Unsqueeze(x, ints(-1))
     is_behind = op.Greater if right or side == "right" else op.GreaterOrEqual
     before = op.Cast(op.Not(is_behind(boundaries, values)), to=ir.DataType.INT64)
-    count = op.ReduceSum(before, _ints(-1), keepdims=0)
+    count = op.ReduceSum(before, ints(-1), keepdims=0)
     return op.Cast(count, to=ir.DataType.INT32) if out_int32 else count
 
 
@@ -75,7 +67,7 @@ def _searchsorted_scalar(
     side: str | None = None,
     sorter: Any = None,
 ) -> Any:
-    value = op.CastLike(_constant(np.array(x)), sorted_sequence)
+    value = op.CastLike(constant(np.array(x)), sorted_sequence)
     return _searchsorted(sorted_sequence, value, out_int32, right, side, sorter)
 
 
@@ -96,7 +88,7 @@ def _ranked(x: Any, count: Any, axis: int, largest: bool = False) -> Any:
     """Places of the `count` smallest elements along an axis, smallest first; of equal ones the first goes first."""
     nan = _is_nan(x)
     if nan is not None:
-        x = op.Where(nan, op.CastLike(_constant(np.array(np.inf, dtype=np.float32)), x), x)
+        x = op.Where(nan, op.CastLike(constant(np.array(np.inf, dtype=np.float32)), x), x)
     elif x.dtype.bitwidth < 32:
         x = op.Cast(x, to=ir.DataType.INT32)
     return op.TopK(x, count, axis=axis, largest=int(largest), sorted=1)[1]
@@ -105,13 +97,13 @@ def _ranked(x: Any, count: Any, axis: int, largest: bool = False) -> Any:
 def _length(x: Any, axis: int) -> Any:
     """`(1,)`: the size of one dim."""
     size = x.shape[axis]
-    return _ints(size) if isinstance(size, int) else op.Shape(x, start=axis, end=axis + 1)
+    return ints(size) if isinstance(size, int) else op.Shape(x, start=axis, end=axis + 1)
 
 
 def _sort(x: Any, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
     """Equal elements stay in order."""
     if len(x.shape) == 0:
-        return op.Identity(x), _constant(np.array(0, dtype=np.int64))
+        return op.Identity(x), constant(np.array(0, dtype=np.int64))
     axis = dim % len(x.shape)
     places = _ranked(x, _length(x, axis), axis, descending)
     return op.GatherElements(x, places, axis=axis), places
@@ -126,22 +118,22 @@ def _taken(x: Any, places: Any, axis: int, keepdim: bool) -> tuple[Any, Any]:
     values = op.GatherElements(x, places, axis=axis)
     if keepdim:
         return values, places
-    return op.Squeeze(values, _ints(axis)), op.Squeeze(places, _ints(axis))
+    return op.Squeeze(values, ints(axis)), op.Squeeze(places, ints(axis))
 
 
 def _last(x: Any, axis: int) -> Any:
-    return op.Slice(x, _ints(-1), _ints(2**62), _ints(axis))
+    return op.Slice(x, ints(-1), ints(2**62), ints(axis))
 
 
 def _median(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
     """The lower of the two middle elements; NaN where there is one."""
     axis = dim % len(x.shape)
-    middle = op.Div(op.Add(_length(x, axis), _ints(1)), _ints(2))
+    middle = op.Div(op.Add(_length(x, axis), ints(1)), ints(2))
     places = _last(_ranked(x, middle, axis), axis)
     nan = _is_nan(x)
     if nan is not None:
         flags = op.Cast(nan, to=ir.DataType.INT32)
-        has_nan = op.Cast(op.ReduceMax(flags, _ints(axis), keepdims=1), to=ir.DataType.BOOL)
+        has_nan = op.Cast(op.ReduceMax(flags, ints(axis), keepdims=1), to=ir.DataType.BOOL)
         places = op.Where(has_nan, op.ArgMax(flags, axis=axis, keepdims=1), places)
     return _taken(x, places, axis, keepdim)
 
@@ -153,23 +145,23 @@ def _nanmedian(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
         return _median(x, dim, keepdim)
     axis = dim % len(x.shape)
     ranked = _ranked(x, _length(x, axis), axis)
-    numbers = op.ReduceSum(op.Cast(op.Not(nan), to=ir.DataType.INT64), _ints(axis), keepdims=1)
-    middle = op.Div(op.Max(op.Sub(numbers, _ints(1)), _ints(0)), _ints(2))
+    numbers = op.ReduceSum(op.Cast(op.Not(nan), to=ir.DataType.INT64), ints(axis), keepdims=1)
+    middle = op.Div(op.Max(op.Sub(numbers, ints(1)), ints(0)), ints(2))
     return _taken(x, op.GatherElements(ranked, middle, axis=axis), axis, keepdim)
 
 
 def _median_of_all(x: Any) -> Any:
-    return _median(op.Reshape(x, _ints(-1)), 0)[0]
+    return _median(op.Reshape(x, ints(-1)), 0)[0]
 
 
 def _nanmedian_of_all(x: Any) -> Any:
-    return _nanmedian(op.Reshape(x, _ints(-1)), 0)[0]
+    return _nanmedian(op.Reshape(x, ints(-1)), 0)[0]
 
 
 def _kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
     """The `k`-th smallest element, counted from 1."""
     axis = dim % len(x.shape)
-    return _taken(x, _last(_ranked(x, _ints(k), axis), axis), axis, keepdim)
+    return _taken(x, _last(_ranked(x, ints(k), axis), axis), axis, keepdim)
 
 
 def _mode(x: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
@@ -178,11 +170,11 @@ def _mode(x: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
     axis = dim % rank
     order = [*(other for other in range(rank) if other != axis), axis]
     last = op.Transpose(x, perm=order)
-    equal = op.Equal(op.Unsqueeze(last, _ints(-1)), op.Unsqueeze(last, _ints(-2)))
-    counts = op.ReduceSum(op.Cast(equal, to=ir.DataType.INT64), _ints(-1), keepdims=0)
-    most = op.Equal(counts, op.ReduceMax(counts, _ints(-1), keepdims=1))
-    highest = op.ReduceMax(last, _ints(-1), keepdims=1)
-    value = op.ReduceMin(op.Where(most, last, highest), _ints(-1), keepdims=1)
+    equal = op.Equal(op.Unsqueeze(last, ints(-1)), op.Unsqueeze(last, ints(-2)))
+    counts = op.ReduceSum(op.Cast(equal, to=ir.DataType.INT64), ints(-1), keepdims=0)
+    most = op.Equal(counts, op.ReduceMax(counts, ints(-1), keepdims=1))
+    highest = op.ReduceMax(last, ints(-1), keepdims=1)
+    value = op.ReduceMin(op.Where(most, last, highest), ints(-1), keepdims=1)
     found = op.Cast(op.Equal(last, value), to=ir.DataType.INT32)
     places = op.ArgMax(found, axis=-1, keepdims=1, select_last_index=1)
     back = [order.index(position) for position in range(rank)]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import constant, op
+
 aten = torch.ops.aten
 
 _LANCZOS = (
@@ -126,7 +126,7 @@ def _in_float64(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _number(value: float) -> Any:
-    return op.Constant(value=ir.tensor(np.array(value, dtype=np.float64)))
+    return constant(np.array(value, dtype=np.float64))
 
 
 def _sum(terms: Sequence[Any]) -> Any:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
-op: Any = opset18  # traced: its stubs type eager arrays, not the graph values seen here
+from ensexport.targets.onnx_values import ints, like, op
+
 aten = torch.ops.aten
 
 
@@ -31,18 +30,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _constant(values: Any) -> Any:
-    return op.Constant(value=ir.tensor(values))
-
-
-def _axes(*axes: int) -> Any:
-    return _constant(np.array(axes, dtype=np.int64))
-
-
-def _like(number: float, x: Any) -> Any:
-    return op.CastLike(_constant(np.array(number, dtype=np.float32)), x)
-
-
 def _each(value: Any, rank: int) -> list[int]:
     """One number for all dims, or one a dim."""
     values = [value] if isinstance(value, int) else list(value)
@@ -53,7 +40,7 @@ def _batched(call: Callable[[Any], Any], x: Any, rank: int) -> Any:
     """Give ONNX the batch dim that torch lets one leave out."""
     if len(x.shape) == rank + 2:
         return call(x)
-    return op.Squeeze(call(op.Unsqueeze(x, _axes(0))), _axes(0))
+    return op.Squeeze(call(op.Unsqueeze(x, ints(0))), ints(0))
 
 
 def _conv(
@@ -117,7 +104,7 @@ def _conv_transpose(
 
     def call(x: Any) -> Any:
         if any(zeros):
-            x = op.Pad(x, _axes(*[0] * (rank + 4), *zeros), _like(0, x))
+            x = op.Pad(x, ints(*[0] * (rank + 4), *zeros), like(0, x))
         return op.ConvTranspose(x, *tensors, group=groups, **sides)
 
     return _batched(call, x, rank)
@@ -147,8 +134,8 @@ def _avg_pool(
     scale = float(np.prod(kernel)) / divisor_override
 
     def call(x: Any) -> Any:
-        x = op.Pad(x, _axes(0, 0, *pads, 0, 0, *ends), _like(0, x)) if any(pads + ends) else x
-        return op.Mul(op.AveragePool(x, **options), _like(scale, x))
+        x = op.Pad(x, ints(0, 0, *pads, 0, 0, *ends), like(0, x)) if any(pads + ends) else x
+        return op.Mul(op.AveragePool(x, **options), like(scale, x))
 
     return _batched(call, x, rank)
 

@@ -7,8 +7,8 @@ from torch import nn
 import ensexport
 from ensexport import probes
 from ensexport.errors import MismatchError
+from ensexport.references import reference_outputs
 from ensexport.spec import parse_inputs
-from ensexport.validation import reference_outputs
 
 INPUTS = ["x:float32[batch,4]"]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.batching.table import Permute
 from tests.zoo.nodes import counts
 
 
@@ -24,15 +25,6 @@ class Sum(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers(x)
-
-
-class Permute(nn.Module):
-    def __init__(self, *dims: int) -> None:
-        super().__init__()
-        self.dims = dims
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(self.dims)
 
 
 class Attention(nn.Module):
