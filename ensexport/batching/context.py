@@ -15,7 +15,18 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ensexport.batching.builder import GraphBuilder, Target
-from ensexport.batching.value import ROWS, SHARED, Folded, Layout, Rows, Stacked, Value, WeightLayout, expression
+from ensexport.batching.value import (
+    ROWS,
+    SHARED,
+    Branches,
+    Folded,
+    Layout,
+    Rows,
+    Stacked,
+    Value,
+    WeightLayout,
+    expression,
+)
 from ensexport.batching.weights import Kind, WeightPacker
 
 aten = torch.ops.aten
@@ -125,6 +136,8 @@ class Context:
             return self._move(self._packed(value, "stacked"), 0, axis)
         if isinstance(layout, Stacked):
             return self._move(value.node, layout.axis, axis)
+        if isinstance(layout, Branches):
+            return self._joined(value, Stacked(axis), aten.stack.default, axis)
         if isinstance(layout, Folded):
             size = value.shape[layout.dim]
             split = [self.n_members, size if isinstance(size, int) else -1]
@@ -142,6 +155,8 @@ class Context:
             return self._packed(value, "folded")
         if dim == 0 and isinstance(value.layout, Rows):
             return self._batch_first(value)
+        if isinstance(value.layout, Branches):
+            return self._joined(value, Folded(dim), aten.cat.default, dim)
         stacked = self.stacked(value, dim)
         return self._call_for(value.member, Folded(dim), aten.flatten.using_ints, stacked, dim, dim + 1)
 
@@ -158,6 +173,11 @@ class Context:
             split = self.call(aten.reshape.default, value.node, [-1, self.n_members, width])
             return self.call(aten.permute.default, split, [1, 0, 2])
         return self._call_for(value.member, ROWS, aten.flatten.using_ints, self.stacked(value), 1, last)
+
+    def _joined(self, value: Value, layout: Layout, target: Target, dim: int) -> fx.Node:
+        """The branches as one tensor."""
+        assert isinstance(value.layout, Branches)
+        return self._call_for(value.member, layout, target, list(value.layout.nodes), dim)
 
     def rows_value(self, node: fx.Node) -> Value:
         """Wrap `(N, rows, last dim)` as the op's result."""
@@ -190,8 +210,14 @@ class Context:
         if value.is_weight:
             return self._packed(value, "member", member_index)
         layout = value.layout
+        if isinstance(layout, Branches):
+            return layout.nodes[member_index]
         if isinstance(layout, Stacked):
             return self.call(aten.select.int, value.node, layout.axis, member_index)
+        if isinstance(layout, Folded) and layout.dim > 0 and isinstance(value.shape[layout.dim], int):
+            sizes = [value.shape[layout.dim]] * self.n_members
+            parts = self.call(aten.split_with_sizes.default, value.node, sizes, layout.dim)
+            return self.call(operator.getitem, parts, member_index)
         return self.call(aten.select.int, self.stacked(value), 0, member_index)
 
     def _move(self, node: fx.Node, source: int, target: int) -> fx.Node:
@@ -266,6 +292,9 @@ class Context:
     def describe_error(self, value: Value) -> str | None:
         """Say how a value's physical tensor contradicts its layout, or None if it does not."""
         physical, member = value.node.meta["val"], value.member
+        if isinstance(value.layout, Branches):
+            apart = (self.describe_error(shared_value(node, member)) for node in value.layout.nodes)
+            return next((problem for problem in apart if problem is not None), None)
         if physical.dtype != member.dtype:
             return f"dtype {physical.dtype} instead of {member.dtype}"
         expected = self._physical_shape(member, value.layout)

@@ -21,11 +21,12 @@ from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.channels_first import channels_first
 from ensexport.batching.context import Context, shared_value
 from ensexport.batching.folding import Folds, find_folds
-from ensexport.batching.ladder import StepError, UnbatchableError, climb_down
+from ensexport.batching.ladder import StepError, UnbatchableError, branched, climb_down
 from ensexport.batching.member_graph import MemberGraph
+from ensexport.batching.placement import HEAVY, Placement
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
-from ensexport.batching.value import Folded, Rows, Stacked, Value, WeightLayout
+from ensexport.batching.value import Branches, Folded, Rows, Stacked, Value, WeightLayout
 from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.errors import ExportError
 from ensexport.spec import Fallback, Plan
@@ -83,6 +84,7 @@ def batch_graph(
     per_member: Sequence[str] = (),
     member_axis: int = 0,
     strategy: str = "auto",
+    placement: Placement | None = None,
 ) -> BatchedGraph:
     """Write the batched graph of `n_members` members.
 
@@ -93,13 +95,14 @@ def batch_graph(
         per_member: Names of the inputs that get a leading N axis; all others are shared.
         member_axis: Where N stands in the outputs, 0 or 1.
         strategy: `auto` or `stacked` batch op by op; `unrolled` writes N branches in one graph.
+        placement: Chooses the ops of a batched graph that run once a member; none by default.
 
     Raises:
         ExportError: No step of the ladder takes some op; names op and source line.
     """
     if strategy != "unrolled":
         try:
-            return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy)
+            return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy, placement)
         except UnbatchableError as error:
             if strategy == "stacked":
                 raise ExportError(f"cannot batch {error}.", hint="Use --strategy auto or unrolled.") from error
@@ -128,10 +131,13 @@ class _Walk:
         self.env: dict[fx.Node, Any] = {}
         self.fallbacks: list[Fallback] = []
         self.folds = Folds()
+        self.apart: frozenset[fx.Node] = frozenset()
 
-    def batched(self, strategy: str) -> BatchedGraph:
+    def batched(self, strategy: str, placement: Placement | None) -> BatchedGraph:
         """Batch op by op."""
         self.member = channels_first(self.member)
+        if placement is not None and self.n_members > 1:
+            self.apart = placement(self.member, self.n_members)
         self._placeholders()
         self.folds = find_folds(self.member, self._is_shared)
         outputs = self._run()
@@ -209,6 +215,8 @@ class _Walk:
             return self._as_is(node, args, kwargs)
         if free_unbacked_symbols(node.meta["val"]):
             raise UnbatchableError(str(node.target), source_line(node), "how much it returns differs between members")
+        if self._runs_apart(node, values):
+            return branched(self.ctx, node.target, args, kwargs)
         try:
             results, step, _ = climb_down(self.ctx, node.target, args, kwargs)
         except StepError as error:
@@ -216,6 +224,13 @@ class _Walk:
         if step != "rule":
             self.fallbacks.append(Fallback(str(node.target), source_line(node), step))
         return results
+
+    def _runs_apart(self, node: fx.Node, values: list[Value]) -> bool:
+        """Does this op run once a member? Those placed so do, and light ones between them."""
+        if not self.apart or node.target in HEAVY:
+            return node in self.apart
+        activations = [value for value in values if value.is_per_member and not value.is_weight]
+        return bool(activations) and all(isinstance(value.layout, Branches) for value in activations)
 
     def _size_or_item(self, node: fx.Node, args: Any) -> Any:
         """Sizes, arithmetic on them, and tuple indexing."""
@@ -277,7 +292,7 @@ class _Walk:
         """Bring an output into `(N, B, ...)` or `(B, N, ...)`."""
         self.ctx.builder.origin = None
         axis = min(self.member_axis, value.rank)
-        if (value.is_weight and value.is_per_member) or isinstance(value.layout, Stacked | Folded | Rows):
+        if (value.is_weight and value.is_per_member) or isinstance(value.layout, Stacked | Folded | Rows | Branches):
             return self.ctx.stacked(value, axis)
         if self.n_members == 1:
             return self.ctx.call(aten.unsqueeze.default, self.ctx.shared(value), axis)

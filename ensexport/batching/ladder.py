@@ -20,7 +20,7 @@ from ensexport.batching.context import Context
 from ensexport.batching.registry import rule_for
 from ensexport.batching.rules.pointwise import is_pointwise, pointwise
 from ensexport.batching.tree import leaves_of, map_values, values_in
-from ensexport.batching.value import Stacked, Value
+from ensexport.batching.value import Branches, Stacked, Value
 
 aten = torch.ops.aten
 
@@ -120,13 +120,8 @@ def _no_vmap_loop() -> Iterator[None]:
 
 def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
     """Call the op once a member and stack the results."""
-    copies = []
-    if op is aten.view.default:
-        op = aten.reshape.default  # a member's slice has other strides than the member's own tensor
     try:
-        for index in range(ctx.n_members):
-            member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]
-            copies.append(ctx.builder.call_as(ctx.result, op, *member_args, **member_kwargs))
+        copies = _copies(ctx, op, args, kwargs)
         if isinstance(ctx.result, torch.Tensor):
             return _checked(ctx, ctx.value(ctx.call(aten.stack.default, copies), Stacked(0)))
         stacked = [
@@ -136,6 +131,28 @@ def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -
     except TRACE_ERRORS as error:
         raise StepError(f"unrolled: {_first_line(error)}") from error
     return _checked(ctx, tuple(ctx.value(node, Stacked(0), output=i) for i, node in enumerate(stacked)))
+
+
+def branched(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
+    """Call the op once a member and leave the results apart, as `Branches`."""
+    copies = _copies(ctx, op, args, kwargs)
+    if isinstance(ctx.result, torch.Tensor):
+        return _checked(ctx, ctx.value(copies[0], Branches(tuple(copies))))
+    results = []
+    for output in range(len(ctx.result)):
+        nodes = tuple(ctx.call(operator.getitem, copy, output) for copy in copies)
+        results.append(ctx.value(nodes[0], Branches(nodes), output=output))
+    return _checked(ctx, tuple(results))
+
+
+def _copies(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> list[fx.Node]:
+    if op is aten.view.default:
+        op = aten.reshape.default  # a member's slice has other strides than the member's own tensor
+    copies = []
+    for index in range(ctx.n_members):
+        member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]
+        copies.append(ctx.builder.call_as(ctx.result, op, *member_args, **member_kwargs))
+    return copies
 
 
 STEPS: tuple[tuple[str, Callable[..., Results]], ...] = (

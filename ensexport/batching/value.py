@@ -9,6 +9,7 @@ Shapes are written for a value whose member-side ("logical") shape is `(B, C, H)
 | `Stacked(1)` | `(B, N, C, H)` | on the way between the other two |
 | `Folded(1)` | `(B, N*C, H)` | members side by side in dim 1, member 0 first: convs, wide linears |
 | `Rows()` | `(N, B*C, H)` | token models: what a batched matmul takes |
+| `Branches(...)` | N times `(B, C, H)` | between ops that run once a member |
 | weight | one tensor a member | not in the graph yet: a function of one member's state |
 
 `Folded` is what keeps a convnet free of transposes and lets one wide `Gemm` serve a shared input; `Rows` keeps a
@@ -49,6 +50,13 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """A tensor of its own for each member, in the members' order; `Value.node` is the first."""
+
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
 class WeightLayout:
     """A tensor computed from one member's state alone; `is_shared` if it is equal for all members."""
 
@@ -57,7 +65,7 @@ class WeightLayout:
 
 SHARED = SharedLayout()
 ROWS = Rows()
-Layout = SharedLayout | Stacked | Folded | Rows | WeightLayout
+Layout = SharedLayout | Stacked | Folded | Rows | Branches | WeightLayout
 
 
 @dataclass(frozen=True)
