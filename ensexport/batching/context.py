@@ -36,13 +36,14 @@ class Context:
     """The batched graph and the weight graph under construction.
 
     Attributes:
-        n_members: N.
+        n_members: N, or how many of them are being written, if not all at once.
         builder: Writes the batched graph.
         weight_builder: Writes the weight graph.
         packer: The initializers asked for so far.
         op: The op being batched.
         result: The member graph's fake result of it (tensor or tuple of tensors).
         only_member: While one member's copy of an op is written, its index; weights are then that member's.
+        members: While some of the members are written, the first and one past the last; None for all.
     """
 
     def __init__(self, n_members: int, builder: GraphBuilder, weight_builder: GraphBuilder) -> None:
@@ -53,6 +54,7 @@ class Context:
         self.result: Any = None
         self.op: Any = None
         self.only_member: int | None = None
+        self.members: tuple[int, int] | None = None
         self._symbols: dict[Any, tuple[fx.Node, int]] = {}
         self._merged_sizes: dict[Any, fx.Node] = {}
         self._first_input: fx.Node | None = None
@@ -107,9 +109,12 @@ class Context:
         return node
 
     def _packed(self, value: Value, kind: Kind, member_index: int | None = None) -> fx.Node:
-        key = (value.node, kind, member_index)
+        members = self.members if kind in ("stacked", "folded") else None
+        if kind == "member" and self.members is not None and member_index is not None:
+            member_index += self.members[0]
+        key = (value.node, kind, member_index, members)
         if key not in self.packer.placeholders:
-            weight = self.packer.add(value.node, kind, member_index)
+            weight = self.packer.add(value.node, kind, member_index, members)
             with self.builder.fake_mode:
                 fake = torch.empty(weight.shape(self.n_members), dtype=weight.dtype)
             node = self.builder.placeholder(f"weight_{len(self.packer.placeholders)}", fake, before=self._first_input)

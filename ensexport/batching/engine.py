@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ def batch_graph(
     member_axis: int = 0,
     strategy: str = "auto",
     placement: Placement | None = None,
+    chunks: int = 1,
 ) -> BatchedGraph:
     """Write the batched graph of `n_members` members.
 
@@ -96,13 +98,15 @@ def batch_graph(
         member_axis: Where N stands in the outputs, 0 or 1.
         strategy: `auto` or `stacked` batch op by op; `unrolled` writes N branches in one graph.
         placement: Chooses the ops of a batched graph that run once a member; none by default.
+        chunks: Batch the members in so many groups, one after the other, so that a group's activations fit into a
+            cache; at most N.
 
     Raises:
         ExportError: No step of the ladder takes some op; names op and source line.
     """
     if strategy != "unrolled":
         try:
-            return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy, placement)
+            return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy, placement, chunks)
         except UnbatchableError as error:
             if strategy == "stacked":
                 raise ExportError(f"cannot batch {error}.", hint="Use --strategy auto or unrolled.") from error
@@ -133,15 +137,36 @@ class _Walk:
         self.folds = Folds()
         self.apart: frozenset[fx.Node] = frozenset()
 
-    def batched(self, strategy: str, placement: Placement | None) -> BatchedGraph:
-        """Batch op by op."""
+    def batched(self, strategy: str, placement: Placement | None, chunks: int) -> BatchedGraph:
+        """Batch op by op, the members all at once or in chunks."""
         self.member = channels_first(self.member)
         if placement is not None and self.n_members > 1:
             self.apart = placement(self.member, self.n_members)
         self._placeholders()
         self.folds = find_folds(self.member, self._is_shared)
-        outputs = self._run()
-        return self._finish([self._output(value) for value in outputs], strategy, tuple(self.fallbacks))
+        if chunks == 1:
+            outputs = [self._output(value) for value in self._run()]
+        else:
+            outputs = self._run_in_chunks(min(chunks, self.n_members))
+        return self._finish(outputs, strategy, tuple(dict.fromkeys(self.fallbacks)))
+
+    def _run_in_chunks(self, chunks: int) -> list[fx.Node]:
+        """Run the walk once for each group of members and join the outputs."""
+        inputs, parts = dict(self.env), []
+        bounds = [self.n_members * part // chunks for part in range(chunks + 1)]
+        for first, end in itertools.pairwise(bounds):
+            self.ctx.members, self.ctx.n_members = (first, end), end - first
+            self.env = {
+                node: replace(value, node=self.ctx.call(aten.slice.Tensor, value.node, 0, first, end))
+                if isinstance(value.layout, Stacked)
+                else value
+                for node, value in inputs.items()
+            }
+            parts.append([self._output(value) for value in self._run()])
+        self.ctx.members, self.ctx.n_members = None, self.n_members
+        axes = [min(self.member_axis, value.dim()) for value in self.member.output_values]
+        columns = zip(zip(*parts, strict=True), axes, strict=True)
+        return [self.ctx.call(aten.cat.default, list(column), axis) for column, axis in columns]
 
     def unrolled(self, strategy: str, fallbacks: tuple[Fallback, ...]) -> BatchedGraph:
         """Write one copy of the member graph a member and stack the results."""
@@ -227,7 +252,7 @@ class _Walk:
 
     def _runs_apart(self, node: fx.Node, values: list[Value]) -> bool:
         """Does this op run once a member? Those placed so do, and light ones between them."""
-        if not self.apart or node.target in HEAVY:
+        if node.target in HEAVY:
             return node in self.apart
         activations = [value for value in values if value.is_per_member and not value.is_weight]
         return bool(activations) and all(isinstance(value.layout, Branches) for value in activations)

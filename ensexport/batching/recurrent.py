@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from torch.nn.modules import rnn as _rnn_module
 
 from ensexport.batching.context import Context
-from ensexport.batching.ladder import unrolled
+from ensexport.batching.ladder import branched
 from ensexport.batching.registry import rule
 from ensexport.batching.source import source_line
 from ensexport.errors import ExportError
@@ -136,7 +136,7 @@ def use_stand_ins(graph: fx.Graph) -> None:
 
 def _one_layer_a_member(op: OpOverload) -> Any:
     def batched(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-        return unrolled(ctx, op, args, kwargs)
+        return branched(ctx, op, args, kwargs)
 
     return batched
 

@@ -32,6 +32,8 @@ class PackedWeight:
         member_index: The member, for kind `member`.
         piece_shape: Shape of one member's piece.
         dtype: Dtype of the piece.
+        members: First member and one past the last whose pieces it holds; None for all. For kinds `stacked` and
+            `folded`.
     """
 
     name: str
@@ -40,9 +42,12 @@ class PackedWeight:
     member_index: int | None
     piece_shape: tuple[int, ...]
     dtype: torch.dtype
+    members: tuple[int, int] | None = None
 
     def shape(self, n_members: int) -> tuple[int, ...]:
-        """Shape of the initializer for `n_members` members."""
+        """Shape of the initializer in an ensemble of `n_members`."""
+        if self.members is not None:
+            n_members = self.members[1] - self.members[0]
         if self.kind == "stacked":
             return (n_members, *self.piece_shape)
         if self.kind == "folded":
@@ -104,11 +109,15 @@ class WeightProgram:
 
     @staticmethod
     def _write(target: torch.Tensor, weight: PackedWeight, piece: torch.Tensor, member_index: int) -> None:
+        first, end = weight.members or (0, member_index + 1)
+        place = member_index - first
+        if weight.kind in ("stacked", "folded") and not first <= member_index < end:
+            return
         if weight.kind == "stacked":
-            target[member_index].copy_(piece)
+            target[place].copy_(piece)
         elif weight.kind == "folded":
             size = weight.piece_shape[0]
-            target[member_index * size : (member_index + 1) * size].copy_(piece)
+            target[place * size : (place + 1) * size].copy_(piece)
         elif member_index == (weight.member_index or 0):
             target.copy_(piece)
 
@@ -120,11 +129,14 @@ class WeightPacker:
         self.placeholders: dict[Any, fx.Node] = {}
         self._names: set[str] = set()
 
-    def add(self, node: fx.Node, kind: Kind, member_index: int | None) -> PackedWeight:
+    def add(self, node: fx.Node, kind: Kind, member_index: int | None, members: tuple[int, int] | None) -> PackedWeight:
         """Name the initializer made of the piece that `node` of the weight graph computes."""
         piece = node.meta["val"]
-        name = self._unique(_readable_name(node) + (f"_member_{member_index}" if member_index is not None else ""))
-        return PackedWeight(name, -1, kind, member_index, tuple(int(size) for size in piece.shape), piece.dtype)
+        whose = f"_member_{member_index}" if member_index is not None else ""
+        whose = f"_members_{members[0]}_to_{members[1] - 1}" if members is not None else whose
+        shape = tuple(int(size) for size in piece.shape)
+        name = self._unique(_readable_name(node) + whose)
+        return PackedWeight(name, -1, kind, member_index, shape, piece.dtype, members)
 
     def finish(self, placeholders: list[fx.Node], weight_graph: fx.Graph) -> tuple[PackedWeight, ...]:
         """Make the weight graph return exactly the pieces that `placeholders` of the batched graph read.
