@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,13 +63,19 @@ class Timing:
 
 
 class Worker:
-    """A process that holds one alternative. It is stopped except while it answers."""
+    """A process that holds one alternative. It is stopped except while it answers.
+
+    Args:
+        job: What to run: `kind` says which maker of `alternatives.py`, `name` what rows and messages call it
+            (default: the kind); the rest is the maker's.
+        folder: Where its log and its outputs are kept.
+    """
 
     def __init__(self, job: Mapping[str, Any], folder: Path) -> None:
-        self.kind = str(job["kind"])
-        name = self.kind.replace(" ", "_").replace(",", "")
-        self._out = folder / f"{name}_out.npz"
-        self._log = (folder / f"{name}.log").open("w+", errors="replace")
+        self.name = str(job.get("name", job["kind"]))
+        own = Path(tempfile.mkdtemp(dir=folder))  # a name may hold what a file's may not
+        self._out = own / "outputs.npz"
+        self._log = (own / "log").open("w+", errors="replace")
         # -P: the current directory must not come before installed packages.
         command = [sys.executable, "-P", "-m", "ensexport.bench.worker"]
         self._process = subprocess.Popen(
@@ -135,23 +142,23 @@ class Worker:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _rebuilt(self.kind, answer)
+            raise _rebuilt(self.name, answer)
         return answer
 
     def _ended(self) -> BenchError:
         self._log.seek(0)
         tail = " ".join(self._log.read().strip().splitlines()[-1:])
         code = self._process.wait()
-        return BenchError(f"the process of '{self.kind}' ended with {code}" + (f": {tail}" if tail else "."))
+        return BenchError(f"the process of '{self.name}' ended with {code}" + (f": {tail}" if tail else "."))
 
 
-def _rebuilt(kind: str, answer: Mapping[str, Any]) -> EnsexportError:
+def _rebuilt(name: str, answer: Mapping[str, Any]) -> EnsexportError:
     """The error that the process met, as the class it was there."""
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     known = {value.code: value for value in classes if issubclass(value, EnsexportError)}
     if answer.get("code") in known:
         return known[answer["code"]](answer["error"], hint=answer["hint"])
-    return BenchError(f"'{kind}' fails when it is run: {answer['error']}")
+    return BenchError(f"'{name}' fails when it is run: {answer['error']}")
 
 
 def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int) -> list[Timing]:
@@ -165,15 +172,46 @@ def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "feed.npz"
         write_feed(path, feed)
-        repeats = {worker.kind: _calibrated(worker, path, limit_s=blocks * _WARM_UP_S) for worker in workers}
-        times: dict[str, list[float]] = {worker.kind: [] for worker in workers}
+        repeats = {worker.name: _calibrated(worker, path, limit_s=blocks * _WARM_UP_S) for worker in workers}
+        times: dict[str, list[float]] = {worker.name: [] for worker in workers}
         order = np.random.default_rng(0)
         for _ in range(blocks):
             for index in order.permutation(len(workers)):
                 worker = workers[int(index)]
-                times[worker.kind].append(worker.seconds(path, repeats[worker.kind]) / repeats[worker.kind])
-    packed = np.array(times[workers[0].kind])
-    return [summarise(worker.kind, np.array(times[worker.kind]), packed) for worker in workers]
+                times[worker.name].append(worker.seconds(path, repeats[worker.name]) / repeats[worker.name])
+    packed = np.array(times[workers[0].name])
+    return [summarise(worker.name, np.array(times[worker.name]), packed) for worker in workers]
+
+
+def time_files(
+    files: Mapping[str, Path], feed: Mapping[str, Array], *, provider: str = "cpu", blocks: int = 30
+) -> list[Timing]:
+    """Time ONNX files that take the same inputs; each has a process of its own.
+
+    Args:
+        files: Name -> ONNX file. The first is what ratios refer to. Outputs are not compared.
+        feed: Inputs by name.
+        provider: `cpu`, `cuda` or `tensorrt`.
+        blocks: Rounds of interleaved blocks.
+
+    Returns:
+        One row a file, in the order given.
+
+    Raises:
+        ProviderError: The provider is not there.
+        ArtifactError: A file cannot be loaded.
+        BenchError: A file fails when it is run.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ensexport-bench-")))
+        jobs = [
+            {"kind": "packed", "name": name, "path": str(Path(path).resolve()), "provider": provider}
+            for name, path in files.items()
+        ]
+        workers = [stack.enter_context(Worker(job, folder)) for job in jobs]
+        for worker in workers:
+            worker.wait_ready()
+        return measure(workers, feed, blocks=blocks)
 
 
 def _calibrated(worker: Worker, feed: Path, *, limit_s: float) -> int:

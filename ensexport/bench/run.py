@@ -236,7 +236,7 @@ def _started(
     workers = [stack.enter_context(Worker(job, folder)) for job in jobs]
     kept = []
     for worker in workers:
-        with _leaving_out(worker.kind, left_out):
+        with _leaving_out(worker.name, left_out):
             worker.wait_ready()
             kept.append(worker)
     return kept
@@ -264,11 +264,11 @@ def _agreeing(
     by_member = {name: np.moveaxis(value, metadata["member_axis"], 0) for name, value in reference.items()}
     kept = [workers[0]]
     for worker in workers[1:]:
-        with _leaving_out(worker.kind, left_out):
+        with _leaving_out(worker.name, left_out):
             outputs = worker.outputs(path)
-            if worker.kind == "packed again":
+            if worker.name == "packed again":
                 outputs = {name: np.moveaxis(value, metadata["member_axis"], 0) for name, value in outputs.items()}
-            _check_same(worker.kind, by_member, outputs)
+            _check_same(worker.name, by_member, outputs)
             kept.append(worker)
     return kept
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensexport.bench.measure import BenchError, Worker, measure, summarise
+from ensexport.bench.measure import BenchError, Worker, measure, summarise, time_files
 from ensexport.errors import ArtifactError, UsageError
 from tests.cli.projects import X, run
 
@@ -78,6 +78,18 @@ def test_a_process_that_dies_is_named_with_its_exit_code(job, tmp_path):
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(BenchError, match="the process of 'packed' ended with -9"):
             measure([worker], {"x": np.ones((2, 4), dtype=np.float32)}, blocks=3)
+
+
+def test_files_are_timed_under_their_names_against_the_first(job, project):
+    files = {"first": project / "e.onnx", "a/b c": project / "e.onnx"}
+    rows = time_files(files, {"x": np.ones((2, 4), dtype=np.float32)}, blocks=3)
+    assert [row.alternative for row in rows] == ["first", "a/b c"]
+    assert (rows[0].ratio, rows[1].median_ms > 0) == (1, True)
+
+
+def test_a_file_that_cannot_be_loaded_is_said(project):
+    with pytest.raises(ArtifactError, match=r"nowhere\.onnx"):
+        time_files({"first": project / "nowhere.onnx"}, {}, blocks=3)
 
 
 def test_an_unknown_alternative_is_refused():
