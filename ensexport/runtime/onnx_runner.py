@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import re
-import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from ensexport.errors import ArtifactError, OpsetError, ProviderError, UsageError
+from ensexport.runtime.libraries import load_libraries
 from ensexport.runtime.runner import METADATA_KEY, Array
 
 PROVIDERS = {
@@ -31,7 +34,11 @@ _TOO_NEW = re.compile(r"Unsupported model IR version|under development and suppo
 
 
 class OnnxRunner:
-    """One `InferenceSession`."""
+    """One `InferenceSession`.
+
+    Attributes:
+        is_plain: Do all inputs and outputs have dtypes of NumPy's own, so that `session.run` takes arrays?
+    """
 
     def __init__(
         self,
@@ -40,16 +47,19 @@ class OnnxRunner:
         provider: str = "cpu",
         optimization: str = "all",
         options: ort.SessionOptions | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         options = options or ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimization]
         options.log_severity_level = 3
-        self.session = make_session(path, provider, options)
+        self.session = make_session(path, provider, options, provider_options)
         self.provider = PROVIDERS[provider]
         self.optimization = optimization
         self._input_types = {value.name: value.type for value in self.session.get_inputs()}
         self._outputs = [value.name for value in self.session.get_outputs()]
         self._output_types = {value.name: value.type for value in self.session.get_outputs()}
+        types = (*self._input_types.values(), *self._output_types.values())
+        self.is_plain = not any(kind in _NOT_NUMPY for kind in types)
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the session on inputs by name.
@@ -57,7 +67,7 @@ class OnnxRunner:
         Raises:
             UsageError: An array of another dtype is given for a bfloat16 input: its bits would be misread.
         """
-        if not any(kind in _NOT_NUMPY for kind in (*self._input_types.values(), *self._output_types.values())):
+        if self.is_plain:
             return dict(zip(self._outputs, self.session.run(None, dict(feed)), strict=True))
         values = {name: _ort_value(name, array, self._input_types.get(name, "")) for name, array in feed.items()}
         results = self.session.run_with_ort_values(None, values)
@@ -66,11 +76,19 @@ class OnnxRunner:
         }
 
 
-def make_session(path: Path, provider: str, options: ort.SessionOptions) -> ort.InferenceSession:
+def make_session(
+    path: Path, provider: str, options: ort.SessionOptions, provider_options: Mapping[str, str] | None = None
+) -> ort.InferenceSession:
     """Create a session on exactly the provider asked for.
 
+    Args:
+        path: The ONNX file.
+        provider: `cpu`, `cuda` or `tensorrt`.
+        options: Of the session.
+        provider_options: Of the provider, such as `enable_cuda_graph`.
+
     Raises:
-        ProviderError: It is not installed, or the session runs on another one.
+        ProviderError: It is not installed, lacks a library, or the session runs on another one.
         OpsetError: The runtime does not support the file's opset.
         ArtifactError: The file cannot be loaded.
     """
@@ -80,11 +98,12 @@ def make_session(path: Path, provider: str, options: ort.SessionOptions) -> ort.
             f"{wanted} is not available: this ONNX Runtime offers {', '.join(ort.get_available_providers())}.",
             hint="Install the ONNX Runtime build for that device, or use --target cpu.",
         )
+    if provider != "cpu":
+        load_libraries(provider)
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot load
-            if provider != "cpu" and hasattr(ort, "preload_dlls"):
-                ort.preload_dlls()
-            session = ort.InferenceSession(str(path), options, providers=[wanted])
+        with contextlib.redirect_stdout(said):  # why it falls back
+            session = ort.InferenceSession(str(path), options, providers=[(wanted, dict(provider_options or {}))])
     except Exception as error:
         text = " ".join(str(error).replace(str(path), path.name).split())
         too_new = _TOO_NEW.search(text)
@@ -97,11 +116,36 @@ def make_session(path: Path, provider: str, options: ort.SessionOptions) -> ort.
             ) from error
         raise ArtifactError(f"ONNX Runtime cannot load '{path.name}': {text[:400]}") from error
     if session.get_providers()[0] != wanted:
+        reason = " ".join(said.getvalue().replace("*", "").split()).removeprefix("EP Error ")[:400]
         raise ProviderError(
-            f"{wanted} was asked for, and ONNX Runtime fell back to {session.get_providers()[0]}.",
+            f"{wanted} was asked for, and ONNX Runtime fell back to {session.get_providers()[0]}"
+            + (f": {reason}" if reason else "."),
             hint="Check the driver and the CUDA libraries; `--target cpu` runs without them.",
         )
     return session
+
+
+@functools.cache
+def check_provider(provider: str) -> None:
+    """Find out whether a provider runs here, on the smallest graph there is.
+
+    Raises:
+        ProviderError: It does not.
+    """
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "smallest",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="ensexport-") as folder:
+        path = Path(folder) / "smallest.onnx"
+        onnx.save(model, path)
+        make_session(path, provider, options)
 
 
 def read_onnx_metadata(path: Path) -> str:

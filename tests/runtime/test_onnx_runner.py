@@ -132,11 +132,11 @@ def test_a_missing_file(tmp_path):
 )
 def test_a_provider_that_is_not_there(tmp_path, capsys, provider, name):
     with pytest.raises(
-        ProviderError, match=f"{name} (is not available|was asked for, and ONNX Runtime fell back)"
+        ProviderError, match=f"{name} (is not available|was asked for)|cannot run on {provider}: .* cannot be found"
     ) as caught:
         open_runners(identity(tmp_path / "a.onnx"), provider=provider, output_names=("y",))
     assert caught.value.exit_code == 7
-    assert "--target cpu" in caught.value.hint
+    assert "--target cpu" in caught.value.hint or "use the CPU" in caught.value.hint
     assert capsys.readouterr().out == ""
 
 
