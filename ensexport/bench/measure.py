@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,6 +53,10 @@ class Timing:
         ratio: Median over the blocks of (its time / the packed artifact's time in the same round).
         ratio_low: Lower end of the 95 % bootstrap interval of `ratio`.
         ratio_high: Upper end.
+        calls: How many calls were timed.
+        memory_mb: Most resident memory of its process meanwhile, less what Python alone takes; None where the system
+            does not tell.
+        load_s: Seconds to create its sessions or modules, imports not counted.
     """
 
     alternative: str
@@ -60,6 +64,9 @@ class Timing:
     ratio: float
     ratio_low: float
     ratio_high: float
+    calls: int = 0
+    memory_mb: float | None = None
+    load_s: float | None = None
 
 
 class Worker:
@@ -69,10 +76,15 @@ class Worker:
         job: What to run: `kind` says which maker of `alternatives.py`, `name` what rows and messages call it
             (default: the kind); the rest is the maker's.
         folder: Where its log and its outputs are kept.
+
+    Attributes:
+        name: As in the job.
+        load_s: Seconds that loading took, once it is ready.
     """
 
     def __init__(self, job: Mapping[str, Any], folder: Path) -> None:
         self.name = str(job.get("name", job["kind"]))
+        self.load_s: float | None = None
         own = Path(tempfile.mkdtemp(dir=folder))  # a name may hold what a file's may not
         self._out = own / "outputs.npz"
         self._log = (own / "log").open("w+", errors="replace")
@@ -98,7 +110,7 @@ class Worker:
 
     def wait_ready(self) -> None:
         """Wait until the alternative is loaded."""
-        self._receive()
+        self.load_s = self._receive()["load_s"]
         self._stop()
 
     def outputs(self, feed: Path) -> dict[str, Array]:
@@ -110,6 +122,15 @@ class Worker:
         """Run `repeats` times, after some runs to warm up, and return the seconds that took."""
         warm = max(1, round(_WARM_SHARE * repeats))
         return float(self._ask({"time": str(feed), "warm": warm, "repeats": repeats})["seconds"])
+
+    def reset_memory(self) -> None:
+        """Count the most memory used from now on."""
+        self._ask({"reset": True})
+
+    def memory_mb(self) -> float | None:
+        """Return the most memory used since, less what Python alone takes."""
+        found: float | None = self._ask({"memory": True})["memory_mb"]
+        return found
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self._signal("SIGCONT")
@@ -172,6 +193,8 @@ def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "feed.npz"
         write_feed(path, feed)
+        for worker in workers:
+            worker.reset_memory()
         repeats = {worker.name: _calibrated(worker, path, limit_s=blocks * _WARM_UP_S) for worker in workers}
         times: dict[str, list[float]] = {worker.name: [] for worker in workers}
         order = np.random.default_rng(0)
@@ -180,7 +203,15 @@ def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int
                 worker = workers[int(index)]
                 times[worker.name].append(worker.seconds(path, repeats[worker.name]) / repeats[worker.name])
     packed = np.array(times[workers[0].name])
-    return [summarise(worker.name, np.array(times[worker.name]), packed) for worker in workers]
+    return [
+        replace(
+            summarise(worker.name, np.array(times[worker.name]), packed),
+            calls=blocks * repeats[worker.name],
+            memory_mb=worker.memory_mb(),
+            load_s=worker.load_s,
+        )
+        for worker in workers
+    ]
 
 
 def time_files(

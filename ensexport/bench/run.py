@@ -3,82 +3,35 @@
 from __future__ import annotations
 
 import os
-import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
-from ensexport.batching.examples import find_example
-from ensexport.batching.member_graph import capture_member
+from ensexport.bench.counting import Counts, count
+from ensexport.bench.environment import describe_environment, n_cores
 from ensexport.bench.exchange import write_feed
-from ensexport.bench.measure import BLOCK_S, Timing, Worker, measure
-from ensexport.bench.names import DEFAULT_ALTERNATIVES, SESSION_LOOPS, check_alternative, other_format
+from ensexport.bench.files import Feeds, Files, make_feeds, prepare, weight_bytes
+from ensexport.bench.measure import Timing, Worker, measure
+from ensexport.bench.memory import available_mb
+from ensexport.bench.names import MODES, OWN_LAYOUT, check_alternative, check_members, default_alternatives
+from ensexport.bench.report import BenchReport, Row
 from ensexport.compare import Array, compare_arrays
-from ensexport.errors import ArtifactError, EnsexportError, MismatchError, SpeedupError, UsageError
+from ensexport.errors import ArtifactError, EnsexportError, MismatchError, ProviderError, UsageError
 from ensexport.members import Members, load_members
-from ensexport.pipeline import export
-from ensexport.probes import make_probes
 from ensexport.runtime import read_metadata
-from ensexport.runtime.torch_runner import array_from_tensor
-from ensexport.spec import TensorSpec, Tolerance, parse_inputs
-from ensexport.stacking.state import named_tensors
-from ensexport.targets.onnx import member_onnx_model, write_onnx
+from ensexport.runtime.onnx_runner import check_provider
+from ensexport.spec import Tolerance, parse_inputs
 
 OnStage = Callable[[str, int, int], None]
-Feeds = dict[int | None, dict[str, Array]]
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """What was measured.
-
-    Attributes:
-        timings: Batch size (None: the artifact has no dynamic batch) -> one row an alternative, the artifact first.
-        environment: Versions, processor, threads, provider, method.
-        left_out: Alternative -> why it could not be run.
-    """
-
-    timings: Mapping[int | None, tuple[Timing, ...]]
-    environment: Mapping[str, Any]
-    left_out: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        rows = [{"batch": batch, **asdict(row)} for batch, timings in self.timings.items() for row in timings]
-        return {"results": rows, "environment": dict(self.environment), "left_out": dict(self.left_out)}
-
-    def check_speedup(self, minimum: float, alternative: str) -> None:
-        """Refuse a speedup below `minimum` at any batch size.
-
-        Raises:
-            SpeedupError: Names the batch sizes and the ratios reached, or why the alternative was not measured.
-        """
-        if alternative in self.left_out or not self.timings:
-            raise SpeedupError(
-                f"'{alternative}' was not measured, so no speedup over it can be shown: "
-                f"{self.left_out.get(alternative, 'nothing was')}",
-                **self.to_dict(),
-            )
-        rows = {b: row for b, timings in self.timings.items() for row in timings if row.alternative == alternative}
-        short = [
-            f"{row.ratio:.2f} times as fast as '{alternative}' at batch {batch} (95 % interval {row.ratio_low:.2f} to "
-            f"{row.ratio_high:.2f})"
-            for batch, row in rows.items()
-            if row.ratio < minimum
-        ]
-        if short:
-            raise SpeedupError(
-                f"the artifact is {', '.join(short)}: expected at least {minimum:g}.",
-                hint="Measure on a machine with nothing else running before believing it.",
-                **self.to_dict(),
-            )
+_PROCESS_SHARE = 1.3  # what a process takes, as a share of the weights it holds
+_MEMORY_SHARE = 0.5  # of what is available: more at a time, and a machine may begin to swap
 
 
 def bench(
@@ -89,9 +42,11 @@ def bench(
     model_args: Mapping[str, Any] | None = None,
     base_dir: str | Path | None = None,
     batches: Sequence[int] = (1, 8, 64),
+    n_members: Sequence[int] | None = None,
     blocks: int = 30,
     provider: str = "cpu",
-    alternatives: Sequence[str] = DEFAULT_ALTERNATIVES,
+    alternatives: Sequence[str] | None = None,
+    mode: str | None = None,
     on_stage: OnStage | None = None,
 ) -> BenchReport:
     """Time an artifact against the loops its user would write otherwise.
@@ -103,13 +58,17 @@ def bench(
         model_args: Keyword arguments of the architecture.
         base_dir: What a relative path in `model` is relative to.
         batches: Batch sizes; without effect if the artifact has no dynamic batch.
+        n_members: Sizes of ensembles of the first members, packed for the measurement; by default the artifact's own.
         blocks: Rounds of interleaved blocks.
         provider: `cpu`, `cuda` or `tensorrt`.
-        alternatives: What to compare with.
+        alternatives: What to compare with; by default all there is.
+        mode: `interleaved`: all alternatives take turns; `isolated`: only the artifact and one alternative are in
+            memory at a time. By default interleaved, unless that would take more than half of the memory there is.
         on_stage: Called as `(stage, done, total)`.
 
     Raises:
-        UsageError: An alternative or batch size cannot be measured.
+        UsageError: An alternative, a number of members or a batch size cannot be measured.
+        ProviderError: The provider is not there.
         ArtifactError: The artifact cannot be read, or holds another number of members.
         MismatchError: An alternative's outputs differ from the artifact's; nothing is timed then.
         BenchError: The artifact fails when it is run. An alternative that fails is left out and named instead.
@@ -117,41 +76,44 @@ def bench(
     """
     tell = on_stage or (lambda stage, done, total: None)
     path = Path(artifact).resolve()
-    for alternative in alternatives:
-        check_alternative(alternative, path)
+    wanted = default_alternatives(path, provider) if alternatives is None else tuple(dict.fromkeys(alternatives))
+    for alternative in wanted:
+        check_alternative(alternative, path, provider)
+    if mode not in (None, *MODES):
+        raise UsageError(f"unknown mode {mode!r}: expected one of {', '.join(map(repr, MODES))}.")
     metadata = read_metadata(path)
+    sizes = tuple(dict.fromkeys(n_members or (metadata["n_members"],)))
+    check_members(sizes, metadata["n_members"])
+    _check_runs(path, provider)
     tell("load", 0, 0)
-    members = load_members(list(checkpoints), model, model_args=model_args, base_dir=base_dir)
+    source: dict[str, Any] = {
+        "model": model,
+        "model_args": dict(model_args or {}),
+        "base_dir": str(Path(base_dir or ".").resolve()),
+    }
+    members = load_members(list(checkpoints), **source)
     _check_count(artifact, metadata, members)
-    feeds = make_feeds(metadata, members, batches)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ensexport-bench-")))
-        tell("prepare", 0, 0)
-        paths, left_out = _prepare(path, metadata, members, folder, alternatives)
-        job = {
-            "checkpoints": [str(Path(member.path).resolve()) for member in members],
-            "model": model,
-            "model_args": dict(model_args or {}),
-            "base_dir": str(Path(base_dir or Path.cwd()).resolve()),
-            "n_members": len(members),
-            "inputs": [spec.name for spec in parse_inputs(metadata["inputs"])],
-            "outputs": metadata["outputs"],
-            "per_member": metadata["per_member"],
-            "provider": provider,
-            "threads": _n_cores(),
-            "member_paths": [str(folder / f"member_{k}.onnx") for k in range(len(members))],
-        }
-        kinds = dict.fromkeys(("packed", "packed again", *alternatives, other_format(path)))
-        jobs = [{**job, "kind": kind, "path": str(paths.get(kind, ""))} for kind in kinds if kind not in left_out]
-        tell("start", 0, 0)
-        workers = _started(stack, jobs, folder, left_out)
-        for feed in feeds.values():
-            workers = _agreeing(workers, feed, metadata, folder, left_out)
-        timings: dict[int | None, tuple[Timing, ...]] = {}
-        for number, (batch, feed) in enumerate(feeds.items()):
-            tell("measure", number, len(feeds))
-            timings[batch] = tuple(measure(workers, feed, blocks=blocks))
-    return BenchReport(timings, _environment(provider), left_out)
+    paths = [str(Path(member.path).resolve()) for member in members]
+    found_mode, reason = _mode(mode, weight_bytes(members), 2 + len(wanted))
+    rows: list[Row] = []
+    counts: list[Counts] = []
+    left_out: dict[str, str] = {}
+    for size in sizes:
+        own = members if size == len(members) else load_members(paths[:size], **source)
+        with tempfile.TemporaryDirectory(prefix="ensexport-bench-") as folder:
+            setup = _Setup(path, metadata, own, Path(folder), wanted, source, paths[:size], provider, tell)
+            setup.make(batches)
+            timings = setup.timed(blocks, found_mode)
+            tell("profile", 0, 0)
+            counts.append(count(setup.files, setup.feeds, timings, metadata, n_members=size, provider=provider))
+        rows += counts[-1].rows
+        prefix = f"with {size} members: " if len(sizes) > 1 else ""
+        left_out |= {kind: prefix + why for kind, why in setup.files.left_out.items()}
+    environment = describe_environment(provider, found_mode, reason)
+    peaks = next((entry.peak for entry in counts if entry.peak), {})
+    return BenchReport(
+        tuple(rows), {**environment, **peaks}, left_out, tuple(entry for found in counts for entry in found.work)
+    )
 
 
 def _check_count(artifact: str | Path, metadata: Mapping[str, Any], members: Members) -> None:
@@ -162,115 +124,141 @@ def _check_count(artifact: str | Path, metadata: Mapping[str, Any], members: Mem
         )
 
 
-def make_feeds(metadata: Mapping[str, Any], members: Members, batches: Sequence[int]) -> Feeds:
-    """Random inputs of the ensemble at each batch size; one feed under None if no dim is dynamic.
-
-    Raises:
-        UsageError: The artifact does not take a batch size.
-    """
-    specs: tuple[TensorSpec, ...] = parse_inputs(metadata["inputs"])
-    probes = make_probes(
-        specs,
-        metadata["per_member"],
-        len(members),
-        example_sizes=find_example(members.build(0), specs).sizes,
-        dim_ranges={name: (low, high) for name, (low, high) in metadata["dims"].items()},
-        batches=batches,
-        seeds=(0,),
-    )
-    feeds = {probe.batch: {n: array_from_tensor(t) for n, t in probe.feed.items()} for probe in probes}
-    if None not in feeds and set(feeds) != set(batches):
-        missing = ", ".join(str(batch) for batch in batches if batch not in feeds)
-        raise UsageError(f"the artifact does not take batch {missing}: its dims are {dict(metadata['dims'])}.")
-    return feeds
+def _check_runs(path: Path, provider: str) -> None:
+    """Refuse a provider that is not there before any work."""
+    if path.suffix == ".onnx":
+        check_provider(provider)
+    elif provider != "cpu" and not torch.cuda.is_available():
+        raise ProviderError(
+            f"cannot run '{path.name}' on {provider}: torch sees no CUDA device.", hint="Use --provider cpu."
+        )
 
 
-def _prepare(
-    path: Path, metadata: Mapping[str, Any], members: Members, folder: Path, alternatives: Sequence[str]
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write the files the alternatives need; returns alternative -> its artifact, and what cannot be written."""
-    specs = parse_inputs(metadata["inputs"])
-    paths, left_out = {"packed": path, "packed again": path}, {}
-    loops = [kind for kind in SESSION_LOOPS if kind in alternatives]
-    try:
-        if loops:
-            write_member_files(members, specs, metadata["outputs"], folder)
-    except EnsexportError as error:
-        left_out = dict.fromkeys(loops, error.message)
-    other = other_format(path)
-    files = {other: "packed.ts" if other == "torchscript" else "packed.onnx"}
-    if "unrolled" in alternatives:
-        files["unrolled"] = "unrolled.onnx"
-    for kind, name in files.items():
-        paths[kind] = folder / name
+def _mode(wanted: str | None, size_bytes: int, n_processes: int) -> tuple[str, str]:
+    """Return the mode, and why it was chosen where it was not asked for."""
+    available = available_mb()
+    needed = _PROCESS_SHARE * size_bytes * n_processes / 1e6
+    if wanted is not None:
+        return wanted, "asked for"
+    if available is None or needed <= _MEMORY_SHARE * available:
+        return "interleaved", "all processes fit into memory together"
+    return "isolated", f"{n_processes} processes would take about {needed:.0f} MB of {available:.0f} MB"
+
+
+@dataclass
+class _Setup:
+    """One ensemble, all or the first few of the members, and what it is compared with."""
+
+    artifact: Path
+    metadata: Mapping[str, Any]
+    members: Members
+    folder: Path
+    alternatives: Sequence[str]
+    source: Mapping[str, Any]
+    checkpoints: Sequence[str]
+    provider: str
+    tell: OnStage
+    feeds: Feeds = field(default_factory=dict)
+    files: Files = field(default_factory=lambda: Files(Path()))
+
+    def make(self, batches: Sequence[int]) -> None:
+        """Make inputs and write files."""
+        self.feeds = make_feeds(self.metadata, self.members, batches)
+        self.tell("prepare", 0, 0)
+        self.files = prepare(
+            self.artifact,
+            self.metadata,
+            self.members,
+            self.folder,
+            self.alternatives,
+            self.feeds,
+            provider=self.provider,
+        )
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+        if "torch-compile" in self.alternatives and not any(shutil.which(name) for name in compilers if name):
+            self.files.left_out["torch-compile"] = "there is no C++ compiler (g++ or clang++), which it needs."
+
+    def timed(self, blocks: int, mode: str) -> dict[int | None, list[Timing]]:
+        """Time all alternatives, or one after the other, each against the artifact."""
+        kinds = [kind for kind in ("packed-again", *self.alternatives) if kind not in self.files.left_out]
+        if mode == "interleaved":
+            return self._together(["packed", *kinds], blocks)
+        timings: dict[int | None, list[Timing]] = {batch: [] for batch in self.feeds}
+        for kind in kinds:
+            for batch, (packed, *others) in self._together(["packed", kind], blocks).items():
+                timings[batch] += [packed, *others] if not timings[batch] else others
+        return timings
+
+    def _together(self, kinds: Sequence[str], blocks: int) -> dict[int | None, list[Timing]]:
+        """Time alternatives that take turns; the first is the artifact."""
+        timings: dict[int | None, list[Timing]] = {}
+        for_one_batch = {kind for kind, _ in self.files.by_batch}
+        with ExitStack() as stack:
+            self.tell("start", 0, 0)
+            workers = self._started(stack, [self._job(kind, None) for kind in kinds if kind not in for_one_batch])
+            for feed in self.feeds.values():
+                workers = self._agreeing(workers, feed)
+            for number, (batch, feed) in enumerate(self.feeds.items()):
+                self.tell("measure", number, len(self.feeds))
+                with ExitStack() as inner:
+                    jobs = [self._job(kind, batch) for kind in kinds if kind in for_one_batch]
+                    more = self._agreeing([workers[0], *self._started(inner, jobs)], feed)[1:] if jobs else []
+                    taking_turns = [worker for worker in workers if worker.name not in self.files.left_out]
+                    workers_now = sorted([*taking_turns, *more], key=lambda worker: kinds.index(worker.name))
+                    timings[batch] = measure(workers_now, feed, blocks=blocks)
+        return timings
+
+    def _job(self, kind: str, batch: int | None) -> dict[str, Any]:
+        return {
+            **self.source,
+            "kind": kind,
+            "path": str(self.files.path(kind, batch) or ""),
+            "checkpoints": list(self.checkpoints),
+            "n_members": len(self.members),
+            "inputs": [spec.name for spec in parse_inputs(self.metadata["inputs"])],
+            "outputs": self.metadata["outputs"],
+            "per_member": self.metadata["per_member"],
+            "provider": self.provider,
+            "threads": n_cores(),
+            "member_paths": self.files.member_paths(len(self.members)),
+        }
+
+    def _started(self, stack: ExitStack, jobs: Sequence[Mapping[str, Any]]) -> list[Worker]:
+        """Start one process an alternative, all at once; those that cannot load are left out."""
+        workers = [stack.enter_context(Worker(job, self.folder)) for job in jobs]
+        kept = []
+        for worker in workers:
+            with self._leaving_out(worker.name):
+                worker.wait_ready()
+                kept.append(worker)
+        return kept
+
+    @contextmanager
+    def _leaving_out(self, kind: str) -> Iterator[None]:
+        """Note that an alternative fails (an LSTM under vmap, say) and go on without it; not so for the artifact."""
         try:
-            export(
-                members,
-                paths[kind],
-                inputs=specs,
-                per_member=metadata["per_member"],
-                output_names=metadata["outputs"],
-                strategy="unrolled" if kind == "unrolled" else "auto",
-                batches=(3,),
-                seeds=(0,),
-            )
+            yield
         except EnsexportError as error:
-            left_out[kind] = error.message
-    return paths, left_out
+            if kind == "packed" or isinstance(error, MismatchError):
+                raise
+            self.files.left_out[kind] = error.message
 
+    def _agreeing(self, workers: Sequence[Worker], feed: Mapping[str, Array]) -> list[Worker]:
+        """Refuse to time what does not compute the same; returns the workers that ran."""
+        path = self.folder / "compare.npz"
+        write_feed(path, feed)
+        reference = self._by_member(workers[0], path)
+        kept = [workers[0]]
+        for worker in workers[1:]:
+            with self._leaving_out(worker.name):
+                _check_same(worker.name, reference, self._by_member(worker, path))
+                kept.append(worker)
+        return kept
 
-def write_member_files(members: Members, specs: Sequence[TensorSpec], outputs: Sequence[str], folder: Path) -> None:
-    """Write each member as an ONNX file of its own, `member_K.onnx`: what a loop over sessions runs."""
-    module = members.build(0)
-    model, sources = member_onnx_model(capture_member(module, specs, find_example(module, specs)), outputs)
-    for index in range(len(members)):
-        state = named_tensors(members.build(index))
-        weights = {name: state[source] for name, source in sources.items() if source in state}
-        write_onnx(model, folder / f"member_{index}.onnx", weights, {})
-
-
-def _started(
-    stack: ExitStack, jobs: Sequence[Mapping[str, Any]], folder: Path, left_out: dict[str, str]
-) -> list[Worker]:
-    """Start one process an alternative, all at once; those that cannot load go to `left_out`."""
-    workers = [stack.enter_context(Worker(job, folder)) for job in jobs]
-    kept = []
-    for worker in workers:
-        with _leaving_out(worker.name, left_out):
-            worker.wait_ready()
-            kept.append(worker)
-    return kept
-
-
-@contextmanager
-def _leaving_out(kind: str, left_out: dict[str, str]) -> Iterator[None]:
-    """Note that an alternative fails (an LSTM under vmap, say) and go on without it; not so for the artifact."""
-    try:
-        yield
-    except EnsexportError as error:
-        if kind == "packed" or isinstance(error, MismatchError):
-            raise
-        left_out[kind] = error.message
-
-
-def _agreeing(
-    workers: Sequence[Worker], feed: Mapping[str, Array], metadata: Mapping[str, Any], folder: Path,
-    left_out: dict[str, str],
-) -> list[Worker]:  # fmt: skip
-    """Refuse to time what does not compute the same; returns the workers that ran."""
-    path = folder / "compare.npz"
-    write_feed(path, feed)
-    reference = workers[0].outputs(path)
-    by_member = {name: np.moveaxis(value, metadata["member_axis"], 0) for name, value in reference.items()}
-    kept = [workers[0]]
-    for worker in workers[1:]:
-        with _leaving_out(worker.name, left_out):
-            outputs = worker.outputs(path)
-            if worker.name == "packed again":
-                outputs = {name: np.moveaxis(value, metadata["member_axis"], 0) for name, value in outputs.items()}
-            _check_same(worker.name, by_member, outputs)
-            kept.append(worker)
-    return kept
+    def _by_member(self, worker: Worker, feed: Path) -> dict[str, Array]:
+        """Outputs with N first."""
+        axis = self.metadata["member_axis"] if worker.name in OWN_LAYOUT else 0
+        return {name: np.moveaxis(value, axis, 0) for name, value in worker.outputs(feed).items()}
 
 
 def _check_same(kind: str, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -285,32 +273,3 @@ def _check_same(kind: str, expected: Mapping[str, Array], outputs: Mapping[str, 
                 f"relative {difference.max_rel:.3g} > {bound:.3g}. Nothing was timed.",
                 hint="Run `ensexport validate` on the artifact and these checkpoints.",
             )
-
-
-def _environment(provider: str) -> dict[str, Any]:
-    return {
-        "provider": provider,
-        "threads": _n_cores(),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "onnxruntime": ort.__version__,
-        "method": "one process an alternative, all others stopped meanwhile; interleaved blocks of "
-        f"{BLOCK_S * 1e3:.0f} ms, medians of per-block ratios",
-    }
-
-
-def _n_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

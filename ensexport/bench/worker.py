@@ -1,8 +1,9 @@
 """One alternative in a process of its own: reads requests from stdin, answers on stdout, one JSON line each.
 
 Requests: `{"run": FEED.npz, "to": OUT.npz}` runs once and saves the outputs; `{"time": FEED.npz, "warm": m,
-"repeats": n}` runs m times, then answers the seconds of n runs. Between requests the parent stops the process, so
-that alternatives can be interleaved.
+"repeats": n}` runs m times, then answers the seconds of n runs; `{"reset": true}` starts a new count of the most
+memory used, and `{"memory": true}` answers it. Between requests the parent stops the process, so that alternatives can
+be interleaved.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ensexport.bench.memory import peak_mb, reset_peak, resident_mb
 from ensexport.errors import EnsexportError
 
 
@@ -30,36 +32,47 @@ def main() -> None:
     job = json.loads(sys.stdin.readline() or "null")
     if job is None:
         return
+    empty_mb = resident_mb() or 0.0
     try:
-        from ensexport.bench.alternatives import MAKERS
+        from ensexport.bench.alternatives import find_maker
 
-        run = MAKERS[job["kind"]](job)
+        maker = find_maker(job)
+        begin = time.perf_counter()
+        run = maker(job)
+        load_s = time.perf_counter() - begin
     except EnsexportError as error:
         answer({"error": error.message, "hint": error.hint, "code": error.code})
         return
     except Exception as error:  # noqa: BLE001 - any runtime may fail; the parent says so in the report
         answer(_failure(error))
         return
-    answer({"ready": True})
+    answer({"ready": True, "load_s": load_s})
     for line in sys.stdin:
         try:
-            answer(_served(json.loads(line), run))
+            answer(_served(json.loads(line), run, empty_mb))
         except Exception as error:  # noqa: BLE001 - likewise
             answer(_failure(error))
 
 
-def _served(request: dict[str, Any], run: Any) -> dict[str, Any]:
+def _served(request: dict[str, Any], run: Any, empty_mb: float) -> dict[str, Any]:
     from ensexport.bench.exchange import read_feed, write_feed
 
+    if "reset" in request:
+        reset_peak()
+        return {"done": True}
+    if "memory" in request:
+        peak = peak_mb()
+        return {"memory_mb": None if peak is None else peak - empty_mb}
     if "run" in request:
         write_feed(Path(request["to"]), run(read_feed(Path(request["run"]))))
         return {"done": True}
     feed = read_feed(Path(request["time"]))
+    call = run.bind(feed) if hasattr(run, "bind") else lambda: run(feed)
     for _ in range(request["warm"]):
-        run(feed)
+        call()
     begin = time.perf_counter()
     for _ in range(request["repeats"]):
-        run(feed)
+        call()
     return {"seconds": time.perf_counter() - begin}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ensexport.bench.names import DESCRIPTIONS
 from ensexport.members.wording import show_path
 
 
@@ -57,26 +56,3 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"  {show_path(artifact['path'])}  {size_text(artifact['size_bytes'])}  sha256 {artifact['sha256']}"
     times = ", ".join(f"{stage.replace('_', ' ')} {seconds:.1f}" for stage, seconds in report["timings_s"].items())
     yield f"seconds: {times}"
-
-
-def bench_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The result of `bench`: one table a batch size."""
-    environment = report["environment"]
-    width = max(len(row["alternative"]) for row in report["results"])
-    yield (
-        f"{show_path(report['artifact'])} on {environment['processor']}, {environment['threads']} threads, "
-        f"provider {environment['provider']}, "
-        f"ONNX Runtime {environment['onnxruntime']}, torch {environment['torch']}"
-    )
-    for batch in dict.fromkeys(row["batch"] for row in report["results"]):
-        title = "fixed shape" if batch is None else f"batch {batch}"
-        yield f"\n{title:<{width}}    ms a call   times as long as the artifact (95 % interval)"
-        for row in (row for row in report["results"] if row["batch"] == batch):
-            interval = f"{row['ratio']:>8.2f}   ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-            yield f"  {row['alternative']:<{width}}{row['median_ms']:>11.3f}   {interval}"
-    yield ""
-    for kind in dict.fromkeys(row["alternative"] for row in report["results"]):
-        yield f"{kind}: {DESCRIPTIONS[kind]}"
-    for kind, reason in report["left_out"].items():
-        yield f"{kind}: left out, {reason}"
-    yield f"how: {environment['method']}; outputs compared first"

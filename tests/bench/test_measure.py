@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ensexport.bench.exchange import write_feed
 from ensexport.bench.measure import BenchError, Worker, measure, summarise, time_files
-from ensexport.errors import ArtifactError, UsageError
+from ensexport.errors import ArtifactError
 from tests.cli.projects import X, run
 
 
@@ -47,14 +48,15 @@ def is_stopped(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_is_stopped_between_requests_and_gone_afterwards(job, tmp_path):
     feed = {"x": np.ones((2, 4), dtype=np.float32)}
-    with Worker(job, tmp_path) as worker, Worker({**job, "kind": "packed again"}, tmp_path) as again:
+    with Worker(job, tmp_path) as worker, Worker({**job, "kind": "packed-again"}, tmp_path) as again:
         pids = [worker._process.pid, again._process.pid]
         worker.wait_ready()
         again.wait_ready()
         rows = measure([worker, again], feed, blocks=3)
         assert all(is_stopped(pid) for pid in pids)
-    assert [row.alternative for row in rows] == ["packed", "packed again"]
+    assert [row.alternative for row in rows] == ["packed", "packed-again"]
     assert (rows[0].ratio, rows[1].ratio > 0) == (1, True)
+    assert all(row.calls >= 3 and row.load_s > 0 and 20 < row.memory_mb < 1000 for row in rows)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -92,9 +94,18 @@ def test_a_file_that_cannot_be_loaded_is_said(project):
         time_files({"first": project / "nowhere.onnx"}, {}, blocks=3)
 
 
-def test_an_unknown_alternative_is_refused():
-    from ensexport.bench.names import check_alternative
-
-    check_alternative("torchscript", "e.onnx")
-    with pytest.raises(UsageError, match=r"unknown alternative 'torchscript': expected one of 'loop', .*'onnx'"):
-        check_alternative("torchscript", "e.ts")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_most_memory_is_counted_from_a_reset_on(job, tmp_path):
+    """An input of 64 MB is read for the one run, and not for the next."""
+    small, large = tmp_path / "small.npz", tmp_path / "large.npz"
+    write_feed(small, {"x": np.ones((2, 4), dtype=np.float32)})
+    write_feed(large, {"x": np.ones((4_000_000, 4), dtype=np.float32)})
+    with Worker(job, tmp_path) as worker:
+        worker.wait_ready()
+        used = []
+        for path in (small, large, small):
+            worker.reset_memory()
+            worker.seconds(path, 1)
+            used.append(worker.memory_mb())
+    assert used[1] > used[0] + 60
+    assert used[2] < used[1] - 60
