@@ -116,11 +116,13 @@ def _figure(report: Mapping[str, Any]) -> Figure:
             _scale(axes, [row for row in rows if row["alternative"] in looks])
         axes_of_line[0].set_ylabel("speed-up of the one file\n(times as fast)")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     artifact = Path(str(report.get("artifact") or "the one file")).name
     environment = report["environment"]
     facts = [str(environment[key]) for key in ("processor", "device", "provider") if environment.get(key)]
-    figure.suptitle("\n".join([f"{artifact} against what it replaces", ", ".join(facts)]).strip(), fontsize=11)
+    figure.suptitle(
+        "\n".join([f"{artifact} against what it replaces", ", ".join(facts)]).strip(), fontsize=11, x=0.01, ha="left"
+    )
     return figure
 
 
@@ -134,7 +136,7 @@ def _panel(axes: Axes, rows: Sequence[Row], along: str, looks: Mapping[str, Mapp
         above = [max(0.0, row["ratio_high"] - row["ratio"]) for row in own]
         places = [row[along] or 1 for row in own]
         axes.errorbar(places, ratios, yerr=(below, above), label=alternative, capsize=2.5, **look)
-    axes.axhline(1, color="#444444", linewidth=1, linestyle="--", label="as fast as the one file", zorder=1)
+    axes.axhline(1, color="#444444", linewidth=1, linestyle="--", label="as fast as the one file", zorder=2)
     places = sorted({row[along] or 1 for row in rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [str(place) for place in places])
