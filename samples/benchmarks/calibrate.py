@@ -4,13 +4,14 @@
     python calibrate.py --provider cuda -o calibration_cuda.json
 
 The outputs of all forms are compared first. Then they are timed in interleaved blocks; a ratio is the median over the
-blocks of (form's time / time of `unrolled` in the same round), with a 95 % bootstrap interval; `fastest_us`, the fastest
-block, is what to read where the machine had other work to do. All sessions of the
-process share one pool of threads that spins between calls, as a user's session does by default. With pools of their own
-the idle threads of one session would take the cores from the next; with spinning off every node would pay for waking
-threads, which no user pays and which weighs on N nodes more than on one. Inputs and outputs are bound once and lie on
-the device. On CUDA every form is tried as a captured CUDA graph too: `captured` says whether that works and `us`,
-where it is true, is the time of a replay.
+blocks of (form's time / time of `unrolled` in the same round), with a 95 % bootstrap interval; `fastest_us`, of the
+fastest block, is what to look at where the machine had other work to do.
+
+All sessions of the process share one pool of threads that spins between calls, as a user's session does by default.
+With pools of their own the idle threads of one session would take the cores from the next; with spinning off every node
+would pay for waking threads, which no user pays and which weighs on N nodes more than on one. Inputs and outputs are
+bound once and lie on the device. On CUDA every form is also tried as a captured CUDA graph: rows with `cuda_graph` true
+are the time of a replay. A row with `error` instead of times says what cannot be run or captured.
 """
 
 import argparse
@@ -118,7 +119,7 @@ class Contestant:
 
 
 def load(form: Form, provider: str, like: Contestant | None = None) -> Contestant:
-    """Load a form and bind its buffers; with `like`, the same form, into its buffers, as a captured CUDA graph."""
+    """Load a form and bind its buffers; with `like`, the same form loaded before, as a captured CUDA graph."""
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 4 if like else 3
@@ -136,22 +137,14 @@ def load(form: Form, provider: str, like: Contestant | None = None) -> Contestan
         session.run_with_iobinding(binding)
         outputs = list(binding.get_outputs())
     else:
-        outputs = like.outputs
+        make = ort.OrtValue.ortvalue_from_shape_and_type
+        outputs = [make(value.shape(), value.element_type(), provider, 0) for value in like.outputs]
     for name, value in zip(names, outputs, strict=True):
         binding.bind_ortvalue_output(name, value)
-    return Contestant(form, session, binding, outputs)
-
-
-def capture(contestant: Contestant, provider: str) -> Contestant | None:
-    """Return the form as a captured CUDA graph; None if ONNX Runtime cannot capture it."""
-    try:
-        captured = load(contestant.form, provider, like=contestant)
-        for _ in range(3):
-            captured.run()
-    except Exception as error:  # noqa: BLE001 - whether this fails is the question
-        print(f"    {contestant.form.name} cannot be captured: {str(error).splitlines()[0][:200]}", file=sys.stderr)
-        return None
-    return captured
+    contestant = Contestant(form, session, binding, outputs)
+    for _ in range(3):  # a graph is captured in the first ones
+        contestant.run()
+    return contestant
 
 
 def _ort_value(array: np.ndarray) -> ort.OrtValue:
@@ -209,42 +202,47 @@ def _repeats(run: Run) -> int:
 
 def rows_of(problem: Problem, provider: str, dtype: str, rounds: int) -> list[dict[str, Any]]:
     """Compare and time the forms of one layer."""
-    plain = [load(form, provider) for form in problem.forms(dtype)]
-    for contestant in plain:
-        contestant.run()
-    check_same(plain, problem.layers * BOUNDS[dtype][provider])
-    rows = _timed(problem, dtype, plain, rounds, captured=False)
+    tried = {form.name: _tried(form, provider) for form in problem.forms(dtype)}
+    rows = _timed(problem, provider, dtype, tried, rounds, cuda_graph=False)
     if provider == "cuda":
-        tried = [(contestant, capture(contestant, provider)) for contestant in plain]
-        graphs = [graph for _, graph in tried if graph is not None]
-        if tried[0][1] is not None:
-            check_same(graphs, problem.layers * BOUNDS[dtype][provider])
-            rows += _timed(problem, dtype, graphs, rounds, captured=True)
-        failed = [contestant.form.name for contestant, graph in tried if graph is None]
-        rows += [_row(problem, dtype, name, "failed") for name in failed]
+        plain = [contestant for contestant in tried.values() if isinstance(contestant, Contestant)]
+        graphs = {contestant.form.name: _tried(contestant.form, provider, contestant) for contestant in plain}
+        rows += _timed(problem, provider, dtype, graphs, rounds, cuda_graph=True)
     return rows
+
+
+def _tried(form: Form, provider: str, like: Contestant | None = None) -> Contestant | str:
+    """The form, loaded, or why that fails: a provider may lack a dtype, or not be able to capture."""
+    try:
+        return load(form, provider, like)
+    except Exception as error:  # noqa: BLE001 - whether this fails is the question
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
 
 
 def _timed(
-    problem: Problem, dtype: str, contestants: list[Contestant], rounds: int, *, captured: bool
+    problem: Problem, provider: str, dtype: str, tried: dict[str, Contestant | str], rounds: int, *, cuda_graph: bool
 ) -> list[dict[str, Any]]:
+    def row(form: str, **found: Any) -> dict[str, Any]:
+        key = problem.key()
+        return {"op": key.pop("op"), "form": form, **key, "dtype": dtype, "cuda_graph": cuda_graph, **found}
+
+    rows = [row(form, error=error) for form, error in tried.items() if isinstance(error, str)]
+    contestants = [contestant for contestant in tried.values() if isinstance(contestant, Contestant)]
+    if not isinstance(tried.get("unrolled"), Contestant):
+        return rows  # nothing to be compared with
+    check_same(contestants, problem.layers * BOUNDS[dtype][provider])
     times = time_rounds([contestant.run for contestant in contestants], rounds)
-    rows = []
     for contestant, own in zip(contestants, times, strict=True):
         timing = summarise(contestant.form.name, own, times[0])
-        rows.append(
-            _row(
-                problem, dtype, contestant.form.name, captured,
-                us=float(f"{timing.median_ms * 1e3:.4g}"), fastest_us=float(f"{own.min() * 1e6:.4g}"), ratio_to_unrolled=round(timing.ratio, 4),
-                low=round(timing.ratio_low, 4), high=round(timing.ratio_high, 4),
-            )
-        )  # fmt: skip
+        found = {
+            "us": float(f"{timing.median_ms * 1e3:.4g}"),
+            "fastest_us": float(f"{own.min() * 1e6:.4g}"),
+            "ratio_to_unrolled": round(timing.ratio, 4),
+            "low": round(timing.ratio_low, 4),
+            "high": round(timing.ratio_high, 4),
+        }
+        rows.append(row(contestant.form.name, **found))
     return rows
-
-
-def _row(problem: Problem, dtype: str, form: str, captured: bool | str, **times: float) -> dict[str, Any]:
-    key = problem.key()
-    return {"op": key.pop("op"), "form": form, **key, "dtype": dtype, "captured": captured, **times}
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -302,19 +300,27 @@ def main() -> None:
         if not options.op or problem.key()["op"] in options.op
     ]
     rows: list[dict[str, Any]] = []
-    begin = time.perf_counter()
-    left_out = 0
-    for number, (problem, dtype) in enumerate(todo, 1):
+    begin = written = time.perf_counter()
+    done = 0
+    for problem, dtype in todo:
         if time.perf_counter() - begin > options.limit_s:
-            left_out = len(todo) - number + 1
             break
-        print(f"{number}/{len(todo)} {dtype} {problem}", file=sys.stderr)
+        print(f"{done + 1}/{len(todo)} {dtype} {problem}", file=sys.stderr)
         rows += rows_of(problem, options.provider, dtype, rounds)
-    report = {"environment": environment(options.provider, rounds), "left_out": left_out, "rows": rows}
+        done += 1
+        if time.perf_counter() - written > 60:  # a provider may take the process down
+            write(options.output, environment(options.provider, rounds), len(todo) - done, rows)
+            written = time.perf_counter()
+    write(options.output, environment(options.provider, rounds), len(todo) - done, rows)
+    spent = time.perf_counter() - begin
+    print(f"{len(rows)} rows in {spent:.0f} s, {len(todo) - done} layers left out: {options.output}")
+
+
+def write(path: Path, facts: dict[str, Any], left_out: int, rows: list[dict[str, Any]]) -> None:
+    """Write the table, one row a line."""
+    head = json.dumps({"environment": facts, "left_out": left_out}, indent=1).removesuffix("\n}")
     lines = ",\n".join(json.dumps(row) for row in rows)
-    text = json.dumps({**report, "rows": []}, indent=1).replace('"rows": []', f'"rows": [\n{lines}\n]')
-    options.output.write_text(text + "\n")
-    print(f"{len(rows)} rows in {time.perf_counter() - begin:.0f} s, {left_out} layers left out: {options.output}")
+    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":
