@@ -1,11 +1,13 @@
 """Time the forms that one layer of N members can take against N separate nodes, and write the table as JSON.
 
     python calibrate.py --quick -o calibration_cpu.json
+    python calibrate.py --threads 1 -o calibration_cpu_1.json
     python calibrate.py --provider cuda -o calibration_cuda.json
 
 The outputs of all forms are compared first. Then they are timed in interleaved blocks; a ratio is the median over the
-blocks of (form's time / time of `unrolled` in the same round), with a 95 % bootstrap interval; `fastest_us`, of the
-fastest block, is what to look at where the machine had other work to do.
+blocks of (form's time / time of `unrolled` in the same round), with a 95 % bootstrap interval; `fastest_us` is of the
+fastest block. On a machine that has other work to do, threads wait for each other: `--threads 1` takes the processor
+time of that one thread, which stands still while other work has the core.
 
 All sessions of the process share one pool of threads that spins between calls, as a user's session does by default.
 With pools of their own the idle threads of one session would take the cores from the next; with spinning off every node
@@ -35,7 +37,7 @@ from ensexport.bench.measure import summarise
 from ensexport.compare import compare_arrays
 from ensexport.runtime.onnx_runner import PROVIDERS
 
-CHANNELS = (4, 6, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+CHANNELS = (4, 6, 8, 12, 16, 20, 24, 32, 36, 48, 64, 96, 128, 256, 512)
 SIZES = (7, 14, 28, 56, 112)
 FEATURES = (64, 128, 256, 768, 3072)
 MAX_FLOPS = {"cpu": 2e9, "cuda": 1e12}
@@ -46,6 +48,7 @@ BOUNDS = {"float32": {"cpu": 1e-4, "cuda": 1e-2}, "float16": {"cpu": 2e-2, "cuda
           "bfloat16": {"cpu": 1e-1, "cuda": 1e-1}}  # fmt: skip
 
 Run = Callable[[], None]
+Clock = Callable[[], float]
 
 
 # -- the grid --------------------------------------------------------------------------------------
@@ -62,7 +65,7 @@ def grid(provider: str, *, quick: bool) -> Iterator[Problem]:
 
 
 def _convs(n_members: int, batches: tuple[int, ...], quick: bool) -> Iterator[Problem]:
-    channels = (4, 8, 16, 24, 32, 64, 128, 256, 512) if quick else CHANNELS
+    channels = (4, 8, 12, 16, 20, 24, 32, 64, 128, 256, 512) if quick else CHANNELS
     for layers in (1, 3):
         for kernel, is_depthwise in ((3, False), (1, False), (3, True)):
             for count in channels:
@@ -173,9 +176,9 @@ def check_same(contestants: list[Contestant], bound: float) -> None:
             )
 
 
-def time_rounds(runs: list[Run], rounds: int) -> list[np.ndarray]:
+def time_rounds(runs: list[Run], rounds: int, clock: Clock) -> list[np.ndarray]:
     """Seconds a call, one entry a round, of each of the runs."""
-    repeats = [_repeats(run) for run in runs]
+    repeats = [_repeats(run, clock) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
     order = np.random.default_rng(0)
     for _ in range(rounds):
@@ -183,31 +186,33 @@ def time_rounds(runs: list[Run], rounds: int) -> list[np.ndarray]:
             run, count = runs[index], repeats[index]
             for _ in range(1 + count // 10):
                 run()
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(count):
                 run()
-            times[index].append((time.perf_counter() - begin) / count)
+            times[index].append((clock() - begin) / count)
     return [np.array(own) for own in times]
 
 
-def _repeats(run: Run) -> int:
+def _repeats(run: Run, clock: Clock) -> int:
     """How many calls fill a block."""
     fastest = float("inf")
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        fastest = min(fastest, time.perf_counter() - begin)
+        fastest = min(fastest, clock() - begin)
     return max(1, round(BLOCK_S / fastest))
 
 
-def rows_of(problem: Problem, provider: str, dtype: str, rounds: int) -> list[dict[str, Any]]:
+def rows_of(
+    problem: Problem, provider: str, dtype: str, rounds: int, clock: Clock = time.perf_counter
+) -> list[dict[str, Any]]:
     """Compare and time the forms of one layer."""
     tried = {form.name: _tried(form, provider) for form in problem.forms(dtype)}
-    rows = _timed(problem, provider, dtype, tried, rounds, cuda_graph=False)
+    rows = _timed(problem, provider, dtype, tried, rounds, clock, cuda_graph=False)
     if provider == "cuda":
         plain = [contestant for contestant in tried.values() if isinstance(contestant, Contestant)]
         graphs = {contestant.form.name: _tried(contestant.form, provider, contestant) for contestant in plain}
-        rows += _timed(problem, provider, dtype, graphs, rounds, cuda_graph=True)
+        rows += _timed(problem, provider, dtype, graphs, rounds, clock, cuda_graph=True)
     return rows
 
 
@@ -220,7 +225,14 @@ def _tried(form: Form, provider: str, like: Contestant | None = None) -> Contest
 
 
 def _timed(
-    problem: Problem, provider: str, dtype: str, tried: dict[str, Contestant | str], rounds: int, *, cuda_graph: bool
+    problem: Problem,
+    provider: str,
+    dtype: str,
+    tried: dict[str, Contestant | str],
+    rounds: int,
+    clock: Clock,
+    *,
+    cuda_graph: bool,
 ) -> list[dict[str, Any]]:
     def row(form: str, **found: Any) -> dict[str, Any]:
         key = problem.key()
@@ -231,7 +243,7 @@ def _timed(
     if not isinstance(tried.get("unrolled"), Contestant):
         return rows  # nothing to be compared with
     check_same(contestants, problem.layers * BOUNDS[dtype][provider])
-    times = time_rounds([contestant.run for contestant in contestants], rounds)
+    times = time_rounds([contestant.run for contestant in contestants], rounds, clock)
     for contestant, own in zip(contestants, times, strict=True):
         timing = summarise(contestant.form.name, own, times[0])
         found = {
@@ -248,11 +260,12 @@ def _timed(
 # -- the command -----------------------------------------------------------------------------------
 
 
-def environment(provider: str, rounds: int) -> dict[str, Any]:
+def environment(provider: str, threads: int, rounds: int, clock: Clock) -> dict[str, Any]:
     """What the numbers depend on."""
     facts = {
         "provider": provider,
-        "threads": _n_cores(),
+        "threads": threads,
+        "clock": clock.__name__,
         "processor": _processor(),
         "python": platform.python_version(),
         "onnxruntime": ort.__version__,
@@ -282,17 +295,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", action="append", choices=tuple(BOUNDS), help="default: float32, on cuda all three")
-    parser.add_argument("--quick", action="store_true", help="a part of the grid, about three minutes on a CPU")
+    parser.add_argument("--quick", action="store_true", help="a part of the grid, about five minutes on two cores")
     parser.add_argument("--op", action="append", help="conv, linear, linear_shared or layer_norm; default: all")
-    parser.add_argument("--rounds", type=int, help="default: 30, quick 11")
+    parser.add_argument("--rounds", type=int, help="default: 30, quick 15")
+    parser.add_argument("--threads", type=int, default=_n_cores(), help="default: the cores of this machine")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="start no layer after so many seconds")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     if options.provider == "cuda":
         ort.preload_dlls()
-    ort.set_global_thread_pool_sizes(_n_cores(), 1)
+    ort.set_global_thread_pool_sizes(options.threads, 1)
+    clock = time.thread_time if (options.provider, options.threads) == ("cpu", 1) else time.perf_counter
     dtypes = options.dtype or (["float32"] if options.provider == "cpu" else list(BOUNDS))
-    rounds = options.rounds or (11 if options.quick else 30)
+    rounds = options.rounds or (15 if options.quick else 30)
     todo = [
         (problem, dtype)
         for problem in grid(options.provider, quick=options.quick)
@@ -302,16 +317,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     begin = written = time.perf_counter()
     done = 0
+    facts = environment(options.provider, options.threads, rounds, clock)
     for problem, dtype in todo:
         if time.perf_counter() - begin > options.limit_s:
             break
         print(f"{done + 1}/{len(todo)} {dtype} {problem}", file=sys.stderr)
-        rows += rows_of(problem, options.provider, dtype, rounds)
+        rows += rows_of(problem, options.provider, dtype, rounds, clock)
         done += 1
         if time.perf_counter() - written > 60:  # a provider may take the process down
-            write(options.output, environment(options.provider, rounds), len(todo) - done, rows)
+            write(options.output, facts, len(todo) - done, rows)
             written = time.perf_counter()
-    write(options.output, environment(options.provider, rounds), len(todo) - done, rows)
+    write(options.output, facts, len(todo) - done, rows)
     spent = time.perf_counter() - begin
     print(f"{len(rows)} rows in {spent:.0f} s, {len(todo) - done} layers left out: {options.output}")
 
