@@ -24,7 +24,7 @@ from ensexport.batching.context import Context, shared_value
 from ensexport.batching.folding import Folds, find_folds
 from ensexport.batching.ladder import StepError, UnbatchableError, branched, climb_down
 from ensexport.batching.member_graph import MemberGraph
-from ensexport.batching.placement import HEAVY, Placement
+from ensexport.batching.placement import HEAVY, Placement, Site, differing_nodes
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
 from ensexport.batching.value import Branches, Folded, Rows, Stacked, Value, WeightLayout
@@ -141,7 +141,8 @@ class _Walk:
         """Batch op by op, the members all at once or in chunks."""
         self.member = channels_first(self.member)
         if placement is not None and self.n_members > 1:
-            self.apart = placement(self.member, self.n_members)
+            differing = differing_nodes(self.member, self._is_shared, self.per_member)
+            self.apart = placement(Site(self.member, self.n_members, differing))
         self._placeholders()
         self.folds = find_folds(self.member, self._is_shared)
         if chunks == 1:

@@ -6,20 +6,19 @@ import pytest
 from torch import Tensor, fx
 
 from ensexport.batching.engine import batch_graph
-from ensexport.batching.member_graph import MemberGraph
-from ensexport.batching.placement import HEAVY, Placement
+from ensexport.batching.placement import Placement, Site
 from ensexport.stacking.state import named_tensors
 from tests.batching.runs import assert_equals_loop, capture, fx_run
 from tests.batching.table import FIXED, TABLE, make_member
 
 
-def every_second(member: MemberGraph, n_members: int) -> frozenset[fx.Node]:
+def every_second(site: Site) -> frozenset[fx.Node]:
     """The first, third, ... heavy op runs apart: a switch at each."""
-    return frozenset([node for node in member.graph.nodes if node.target in HEAVY][::2])
+    return frozenset(site.heavy[::2])
 
 
-def all_apart(member: MemberGraph, n_members: int) -> frozenset[fx.Node]:
-    return frozenset(node for node in member.graph.nodes if node.target in HEAVY)
+def all_apart(site: Site) -> frozenset[fx.Node]:
+    return frozenset(site.heavy)
 
 
 ROWS = ("linear-3d", "baddbmm", "conv2d-groups", "conv2d-dynamic-size", "conv-transpose2d", "conv2d-channels-last-mlp",
