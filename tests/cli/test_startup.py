@@ -37,6 +37,7 @@ CASES = {
     "validate-no-model": (["validate", "e.onnx", "ckpts"], 2, "--model"),
     "bench-no-model": (["bench", "e.onnx", "ckpts"], 2, "--model"),
     "bench-bad-batch": (["bench", "e.onnx", "ckpts", "--model", "m.py:N", "--batch", "1,x"], 2, "'1,x'"),
+    "bench-bad-plot": (["bench", "e.onnx", "ckpts", "--model", "m.py:N", "--plot", "a.pdf"], 2, "'a.pdf'"),
     "missing-folder": (["pack", "nowhere", "--model", "m.py:N", "--input", X, "-o", "e.ts"], 2, "'nowhere'"),
     "empty-folder": (["pack", "empty", "--model", "m.py:N", "--input", X, "-o", "e.ts"], 3, "empty"),
     "target-exists": (["pack", "ckpts", "--model", "m.py:N", "--input", X, "-o", "old.onnx"], 7, "--force"),
