@@ -49,12 +49,20 @@ def load_libraries(provider: str) -> None:
     said = _preloaded()
     if sys.platform != "linux":
         return
+    error = _load_error(str(Path(ort.__file__).parent / "capi" / _LIBRARIES[provider]))
+    if missing_libraries(error):  # not where it only lacks ONNX Runtime itself, which is loaded with the first session
+        # The loader stops at the first that is missing, and the driver comes late.
+        missing = missing_libraries("\n".join([error, said, _load_error(f"{_DRIVER}.so.1")]))
+        raise missing_error(provider, missing, str(getattr(ort, "cuda_version", "") or "13"))
+
+
+def _load_error(library: str) -> str:
+    """What the loader says of a library; empty if it loads."""
     try:
-        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / _LIBRARIES[provider]))
-    except OSError as error:  # also where it only lacks ONNX Runtime itself, which is loaded with the first session
-        missing = missing_libraries(f"{error}\n{said}")
-        if missing_libraries(str(error)):
-            raise missing_error(provider, missing, str(getattr(ort, "cuda_version", "") or "13")) from error
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 @functools.cache
@@ -88,7 +96,7 @@ def missing_error(provider: str, libraries: list[str], cuda_version: str) -> Pro
     hints += ["install NVIDIA's driver"] if _DRIVER in stems else []
     unknown = [name for name, stem in zip(libraries, stems, strict=True) if stem not in (*_PACKAGES, _DRIVER)]
     hints += [f"put {', '.join(unknown)} where the loader finds it"] if unknown else []
-    hint = " and ".join(hints)
+    hint = ", and ".join(hints)
     return ProviderError(
         f"cannot run on {provider}: ONNX Runtime {ort.__version__} needs CUDA {major}, and "
         f"{', '.join(libraries)} cannot be found.",

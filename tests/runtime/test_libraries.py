@@ -46,7 +46,7 @@ def test_the_missing_are_found_in_what_is_said(text, names):
         (["libcublas.so.12", "libcudnn.so.9"], "12.8", "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12`"),
         (["libnvinfer.so.10"], "13.0", "pip install tensorrt-cu13`"),
         (["libcuda.so.1"], "13.0", "Install NVIDIA's driver"),
-        (["libcublas.so.13", "libcuda.so.1"], "13.0", "pip install nvidia-cublas` and install NVIDIA's driver"),
+        (["libcublas.so.13", "libcuda.so.1"], "13.0", "pip install nvidia-cublas`, and install NVIDIA's driver"),
         (["libmystery.so.1"], "13.0", "Put libmystery.so.1 where the loader finds it"),
     ],
     ids=["cuda-13", "cuda-12", "tensorrt", "driver", "both", "unknown"],
@@ -77,7 +77,8 @@ def test_a_machine_without_cuda(provider, capfd):
             ProviderError, match=rf"cannot run on {provider}: .* lib\w+\.so\.\d+ cannot be found"
         ) as caught:
             check(provider)
-        assert caught.value.details["missing"]
+        assert "libcuda.so.1" in caught.value.details["missing"]
+        assert "NVIDIA's driver" in caught.value.hint
     assert capfd.readouterr() == ("", "")
 
 
