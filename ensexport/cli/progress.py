@@ -25,6 +25,7 @@ _WORDS = {
     "prepare": "preparing the alternatives",
     "start": "starting one process an alternative",
     "measure": "measuring",
+    "profile": "counting kernels and work",
 }
 
 
