@@ -22,6 +22,7 @@ ORDER = (
     ("staging", "compare"),
     ("members",),
     ("runtime",),
+    ("timing",),
     ("stacking",),
     ("batching",),
     ("heads",),

@@ -1,24 +1,20 @@
 """The alternatives: each is made from a job and maps inputs to the members' outputs.
 
-They run in processes of their own (`worker.py`), so that one's spinning threads cannot slow another down. All take
-NumPy arrays and return NumPy arrays of the form `(N, B, ...)`, as a user's script would have them; those that work on
-buffers bound beforehand can also `bind` to inputs, so that only the runs themselves are timed.
+They run in processes of their own (`timing/worker.py`), so that one's spinning threads cannot slow another down. All
+take NumPy arrays and return NumPy arrays of the form `(N, B, ...)`, as a user's script would have them; those that work
+on buffers bound beforehand can also `bind` to inputs, so that only the runs themselves are timed.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ensexport.compare import Array
-
-Feed = Mapping[str, Array]
-Job = Mapping[str, Any]
-Run = Callable[[Feed], dict[str, Array]]
+from ensexport.timing.graphs import Feed, Job, maker_of
 
 
 class BoundRun(Protocol):
@@ -52,14 +48,13 @@ MAKERS = {
 }
 
 
-def find_maker(job: Job) -> Callable[[Job], Run]:
-    """Import what makes a job's alternative, and the runtime it needs; nothing is loaded yet."""
-    maker = MAKERS[job["kind"]]
+def find_maker(kind: str, path: str) -> str:
+    """The name, as a job gives it, of what makes an alternative; `path` is the file of one that has one."""
+    maker = MAKERS[kind]
     if maker == "graph":
-        maker = "session_loops.graph" if Path(job["path"]).suffix == ".onnx" else "torch_loops.graph"
+        return maker_of(Path(path))
     module, _, function = maker.partition(".")
-    found: Callable[[Job], Run] = getattr(importlib.import_module(f"ensexport.bench.{module}"), function)
-    return found
+    return f"ensexport.bench.{module}:{function}"
 
 
 def member_feeds(job: Job, feed: Feed) -> list[dict[str, Array]]:

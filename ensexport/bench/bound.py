@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ensexport.bench.alternatives import Feed, Job, member_feeds
+from ensexport.bench.alternatives import member_feeds
 from ensexport.compare import Array
 from ensexport.errors import UsageError
 from ensexport.runtime.onnx_runner import OnnxRunner
+from ensexport.timing.graphs import Feed, Job
 
 _GRAPH_OPTIONS = {"cuda": {"enable_cuda_graph": "1"}, "tensorrt": {"trt_cuda_graph_enable": "1"}}
 _NO_GRAPH = "-1"

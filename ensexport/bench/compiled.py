@@ -8,11 +8,11 @@ import torch
 import torch._dynamo.utils
 import torch._inductor.config
 
-from ensexport.bench.alternatives import Feed, Job, Run
 from ensexport.bench.torch_loops import job_device, job_members, on_arrays
 from ensexport.bench.vmapped import Vmapped
 from ensexport.compare import Array
 from ensexport.errors import ExportError
+from ensexport.timing.graphs import Feed, Job, Run
 
 
 def vmap(job: Job) -> Run:

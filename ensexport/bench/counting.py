@@ -10,12 +10,12 @@ from typing import Any
 from ensexport.bench.alternatives import member_feeds
 from ensexport.bench.files import Feeds, Files
 from ensexport.bench.kernels import count_kernels
-from ensexport.bench.measure import Timing
 from ensexport.bench.names import BOUND_LOOPS, SESSION_LOOPS
 from ensexport.bench.report import Row
 from ensexport.bench.roofline import count_work, floor_s, measure_peak
 from ensexport.compare import Array
 from ensexport.errors import EnsexportError
+from ensexport.timing.measure import Timing
 
 _PER_MEMBER = (*SESSION_LOOPS, *BOUND_LOOPS)
 

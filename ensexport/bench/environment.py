@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime as ort
 import torch
 
-from ensexport.bench.measure import BLOCK_S
+from ensexport.timing.measure import BLOCK_S
 
 
 def describe_environment(provider: str, mode: str, reason: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ensexport.bench.measure import Timing
 from ensexport.errors import SpeedupError
+from ensexport.timing.measure import Timing
 
 
 @dataclass(frozen=True)

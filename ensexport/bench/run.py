@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensexport.bench.alternatives import find_maker
 from ensexport.bench.counting import Counts, count
 from ensexport.bench.environment import describe_environment, n_cores
-from ensexport.bench.exchange import write_feed
 from ensexport.bench.files import Feeds, Files, make_feeds, prepare, weight_bytes
-from ensexport.bench.measure import Timing, Worker, measure
-from ensexport.bench.memory import available_mb
 from ensexport.bench.names import MODES, OWN_LAYOUT, check_alternative, check_members, default_alternatives
 from ensexport.bench.report import BenchReport, Row
 from ensexport.compare import Array, compare_arrays
@@ -28,6 +26,9 @@ from ensexport.members import Members, load_members
 from ensexport.runtime import read_metadata
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.spec import Tolerance, parse_inputs
+from ensexport.timing.exchange import write_feed
+from ensexport.timing.measure import Timing, Worker, measure
+from ensexport.timing.memory import available_mb
 
 OnStage = Callable[[str, int, int], None]
 _PROCESS_SHARE = 1.3  # what a process takes, as a share of the weights it holds
@@ -209,10 +210,12 @@ class _Setup:
         return timings
 
     def _job(self, kind: str, batch: int | None) -> dict[str, Any]:
+        path = str(self.files.path(kind, batch) or "")
         return {
             **self.source,
-            "kind": kind,
-            "path": str(self.files.path(kind, batch) or ""),
+            "name": kind,
+            "maker": find_maker(kind, path),
+            "path": path,
             "checkpoints": list(self.checkpoints),
             "n_members": len(self.members),
             "inputs": [spec.name for spec in parse_inputs(self.metadata["inputs"])],

@@ -1,4 +1,4 @@
-"""Alternatives in ONNX Runtime: one graph, or one session a member. NumPy arrays in, NumPy arrays out."""
+"""Alternatives in ONNX Runtime: one session a member. NumPy arrays in, NumPy arrays out."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from ensexport.bench.alternatives import Feed, Job, Run, member_feeds, stacked
+from ensexport.bench.alternatives import member_feeds, stacked
 from ensexport.compare import Array
 from ensexport.runtime.onnx_runner import OnnxRunner
-
-
-def graph(job: Job) -> Run:
-    """One file, through its runner."""
-    return OnnxRunner(Path(job["path"]), provider=job["provider"]).run
+from ensexport.timing.graphs import Feed, Job, Run
 
 
 def loop(job: Job) -> Run:

@@ -1,28 +1,20 @@
-"""Alternatives in torch: the graph as TorchScript or `.pt2`, the members one by one, and `torch.vmap`."""
+"""Alternatives in torch: the members one by one, and `torch.vmap`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from ensexport.bench.alternatives import Feed, Job, Run
 from ensexport.compare import Array
 from ensexport.errors import ProviderError
 from ensexport.members import Members, load_members
-from ensexport.runtime.torch_runner import ExportedRunner, ScriptRunner, array_from_tensor, tensor_from_array
+from ensexport.runtime.torch_runner import array_from_tensor, tensor_from_array
 from ensexport.stacking import stack
 from ensexport.stacking.binding import bind_inputs
 from ensexport.stacking.outputs import flatten_outputs
-
-
-def graph(job: Job) -> Run:
-    """One file, through its runner."""
-    path = Path(job["path"])
-    runner = ScriptRunner if path.suffix == ".ts" else ExportedRunner
-    return runner(path, provider=job["provider"], output_names=tuple(job["outputs"])).run
+from ensexport.timing.graphs import Feed, Job, Run
 
 
 def loop(job: Job) -> Run:

@@ -33,9 +33,9 @@ import onnxruntime as ort
 from forms import Conv, Form, LayerNorm, Linear, Problem
 from onnx import TensorProto
 
-from ensexport.bench.measure import summarise
 from ensexport.compare import compare_arrays
 from ensexport.runtime.onnx_runner import PROVIDERS
+from ensexport.timing.measure import summarise
 
 CHANNELS = (4, 6, 8, 12, 16, 20, 24, 32, 36, 48, 64, 96, 128, 256, 512)
 SIZES = (7, 14, 28, 56, 112)

@@ -10,12 +10,12 @@ import torch
 from ensexport.bench import session_loops
 from ensexport.bench.alternatives import member_feeds
 from ensexport.bench.files import write_member_files
-from ensexport.bench.measure import BenchError, Timing
 from ensexport.bench.report import BenchReport, Row
 from ensexport.bench.run import _mode, bench
 from ensexport.errors import MismatchError, ProviderError, SpeedupError, UsageError
 from ensexport.members import load_members
 from ensexport.spec import parse_inputs
+from ensexport.timing.measure import BenchError, Timing
 from tests.cli.projects import X, change_state, make_project, run
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensexport.bench.exchange import write_feed
-from ensexport.bench.measure import BenchError, Worker, measure, summarise, time_files
 from ensexport.errors import ArtifactError
+from ensexport.timing.exchange import write_feed
+from ensexport.timing.measure import BenchError, Worker, measure, summarise, time_files
 from tests.cli.projects import X, run
 
 
@@ -31,7 +31,8 @@ def job(project):
     """A job for a packed `.onnx` file."""
     assert run("pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.onnx").exit_code == 0
     return {
-        "kind": "packed", "path": str(project / "e.onnx"), "provider": "cpu", "outputs": ["output"], "inputs": ["x"],
+        "name": "packed", "maker": "ensexport.timing.graphs:onnx",
+        "path": str(project / "e.onnx"), "provider": "cpu", "outputs": ["output"], "inputs": ["x"],
         "per_member": [], "n_members": 3, "threads": 2, "member_paths": ["nowhere.onnx"] * 3,
     }  # fmt: skip
 
@@ -48,7 +49,7 @@ def is_stopped(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_is_stopped_between_requests_and_gone_afterwards(job, tmp_path):
     feed = {"x": np.ones((2, 4), dtype=np.float32)}
-    with Worker(job, tmp_path) as worker, Worker({**job, "kind": "packed-again"}, tmp_path) as again:
+    with Worker(job, tmp_path) as worker, Worker({**job, "name": "packed-again"}, tmp_path) as again:
         pids = [worker._process.pid, again._process.pid]
         worker.wait_ready()
         again.wait_ready()
@@ -63,7 +64,10 @@ def test_a_process_is_stopped_between_requests_and_gone_afterwards(job, tmp_path
 
 
 def test_an_error_in_the_process_keeps_its_class(job, tmp_path):
-    with Worker({**job, "kind": "loop"}, tmp_path) as worker, pytest.raises(ArtifactError, match=r"nowhere\.onnx"):
+    with (
+        Worker({**job, "name": "loop", "maker": "ensexport.bench.session_loops:loop"}, tmp_path) as worker,
+        pytest.raises(ArtifactError, match=r"nowhere\.onnx"),
+    ):
         worker.wait_ready()
 
 
@@ -84,14 +88,14 @@ def test_a_process_that_dies_is_named_with_its_exit_code(job, tmp_path):
 
 def test_files_are_timed_under_their_names_against_the_first(job, project):
     files = {"first": project / "e.onnx", "a/b c": project / "e.onnx"}
-    rows = time_files(files, {"x": np.ones((2, 4), dtype=np.float32)}, blocks=3)
+    (rows,) = time_files(files, [{"x": np.ones((2, 4), dtype=np.float32)}], blocks=3)
     assert [row.alternative for row in rows] == ["first", "a/b c"]
     assert (rows[0].ratio, rows[1].median_ms > 0) == (1, True)
 
 
 def test_a_file_that_cannot_be_loaded_is_said(project):
     with pytest.raises(ArtifactError, match=r"nowhere\.onnx"):
-        time_files({"first": project / "nowhere.onnx"}, {}, blocks=3)
+        time_files({"first": project / "nowhere.onnx"}, [], blocks=3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

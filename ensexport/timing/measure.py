@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ensexport import errors
-from ensexport.bench.exchange import read_feed, write_feed
 from ensexport.compare import Array
 from ensexport.errors import EnsexportError
+from ensexport.timing.exchange import read_feed, write_feed
+from ensexport.timing.graphs import maker_of
 
 BLOCK_S = 0.02
 _WARM_SHARE = 0.1  # of a block: brings the weights back into the caches and the threads out of their sleep
@@ -73,8 +74,8 @@ class Worker:
     """A process that holds one alternative. It is stopped except while it answers.
 
     Args:
-        job: What to run: `kind` says which maker of `alternatives.py`, `name` what rows and messages call it
-            (default: the kind); the rest is the maker's.
+        job: What to run: `maker` is `module:function`, which turns the job into a function of the inputs; `name` is
+            what rows and messages call it; the rest is the maker's.
         folder: Where its log and its outputs are kept.
 
     Attributes:
@@ -83,13 +84,13 @@ class Worker:
     """
 
     def __init__(self, job: Mapping[str, Any], folder: Path) -> None:
-        self.name = str(job.get("name", job["kind"]))
+        self.name = str(job["name"])
         self.load_s: float | None = None
         own = Path(tempfile.mkdtemp(dir=folder))  # a name may hold what a file's may not
         self._out = own / "outputs.npz"
         self._log = (own / "log").open("w+", errors="replace")
         # -P: the current directory must not come before installed packages.
-        command = [sys.executable, "-P", "-m", "ensexport.bench.worker"]
+        command = [sys.executable, "-P", "-m", "ensexport.timing.worker"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
@@ -215,18 +216,24 @@ def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int
 
 
 def time_files(
-    files: Mapping[str, Path], feed: Mapping[str, Array], *, provider: str = "cpu", blocks: int = 30
-) -> list[Timing]:
-    """Time ONNX files that take the same inputs; each has a process of its own.
+    files: Mapping[str, Path],
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    provider: str = "cpu",
+    blocks: int = 30,
+    outputs: Sequence[str] = (),
+) -> list[list[Timing]]:
+    """Time files that take the same inputs; each has a process of its own.
 
     Args:
-        files: Name -> ONNX file. The first is what ratios refer to. Outputs are not compared.
-        feed: Inputs by name.
+        files: Name -> `.onnx`, `.ts` or `.pt2`. The first is what ratios refer to. Outputs are not compared.
+        feeds: One or several sets of inputs by name.
         provider: `cpu`, `cuda` or `tensorrt`.
         blocks: Rounds of interleaved blocks.
+        outputs: Names of the outputs, for files that do not know them.
 
     Returns:
-        One row a file, in the order given.
+        For each set of inputs one row a file, in the order given.
 
     Raises:
         ProviderError: The provider is not there.
@@ -236,13 +243,19 @@ def time_files(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ensexport-bench-")))
         jobs = [
-            {"kind": "packed", "name": name, "path": str(Path(path).resolve()), "provider": provider}
+            {
+                "maker": maker_of(Path(path)),
+                "name": name,
+                "path": str(Path(path).resolve()),
+                "provider": provider,
+                "outputs": list(outputs),
+            }
             for name, path in files.items()
         ]
         workers = [stack.enter_context(Worker(job, folder)) for job in jobs]
         for worker in workers:
             worker.wait_ready()
-        return measure(workers, feed, blocks=blocks)
+        return [measure(workers, feed, blocks=blocks) for feed in feeds]
 
 
 def _calibrated(worker: Worker, feed: Path, *, limit_s: float) -> int:

@@ -8,6 +8,7 @@ be interleaved.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -15,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ensexport.bench.memory import peak_mb, reset_peak, resident_mb
 from ensexport.errors import EnsexportError
+from ensexport.timing.memory import peak_mb, reset_peak, resident_mb
 
 
 def main() -> None:
@@ -34,9 +35,8 @@ def main() -> None:
         return
     empty_mb = resident_mb() or 0.0
     try:
-        from ensexport.bench.alternatives import find_maker
-
-        maker = find_maker(job)
+        module, _, function = job["maker"].partition(":")
+        maker = getattr(importlib.import_module(module), function)
         begin = time.perf_counter()
         run = maker(job)
         load_s = time.perf_counter() - begin
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _served(request: dict[str, Any], run: Any, empty_mb: float) -> dict[str, Any]:
-    from ensexport.bench.exchange import read_feed, write_feed
+    from ensexport.timing.exchange import read_feed, write_feed
 
     if "reset" in request:
         reset_peak()

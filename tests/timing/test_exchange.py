@@ -1,7 +1,7 @@
 import ml_dtypes
 import numpy as np
 
-from ensexport.bench.exchange import read_feed, write_feed
+from ensexport.timing.exchange import read_feed, write_feed
 
 
 def test_names_order_dtypes_and_shapes_come_back(tmp_path):

@@ -1,0 +1,1 @@
+"""Time functions side by side, each in a process of its own."""
