@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ensexport.batching import rules
+from ensexport.batching.activation_scales import activation_scales
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.channels_first import channels_first
 from ensexport.batching.context import Context, shared_value
@@ -139,7 +140,7 @@ class _Walk:
 
     def batched(self, strategy: str, placement: Placement | None, chunks: int) -> BatchedGraph:
         """Batch op by op, the members all at once or in chunks."""
-        self.member = channels_first(self.member)
+        self.member = activation_scales(channels_first(self.member))
         if placement is not None and self.n_members > 1:
             differing = differing_nodes(self.member, self._is_shared, self.per_member)
             self.apart = placement(Site(self.member, self.n_members, differing))
@@ -171,6 +172,7 @@ class _Walk:
 
     def unrolled(self, strategy: str, fallbacks: tuple[Fallback, ...]) -> BatchedGraph:
         """Write one copy of the member graph a member and stack the results."""
+        self.member = activation_scales(self.member)
         self._placeholders()
         inputs = dict(self.env)
         copies: list[list[fx.Node]] = []
