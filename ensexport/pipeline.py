@@ -112,7 +112,7 @@ def export(
         member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
         opset: ONNX opset version.
         strategy: `auto`, `stacked` or `unrolled`.
-        provider: Where ONNX files are checked: `cpu`, `cuda` or `tensorrt`.
+        provider: Where ONNX files are to run, and are checked: `cpu`, `cuda` or `tensorrt`.
         output_names: New names for the outputs, in order.
         tolerance: The bound; the default is described at `Tolerance`.
         force: Replace files that exist.
@@ -166,7 +166,7 @@ def export(
         metadata = _metadata(ensemble, batched, names, ranges)
         for target, kind in zip(targets, formats, strict=True):
             with clock.stage(f"export_{kind}"):
-                _write(kind, staging.path(target), target, batched, weights, metadata, names, opset)
+                _write(kind, staging.path(target), target, batched, weights, metadata, names, opset, provider)
         del weights
         with clock.stage("validate"):
             found = find_probes(
@@ -318,12 +318,16 @@ def _write(
     metadata: Mapping[str, Any],
     names: Sequence[str],
     opset: int | None,
+    provider: str,
 ) -> None:
     text = json.dumps(metadata, sort_keys=True)
     if kind == "onnx":
         from ensexport.targets.onnx import onnx_model, write_onnx
+        from ensexport.targets.onnx_cpu import spell_out_elu
 
         model = onnx_model(batched, names, opset=opset)
+        if provider == "cpu":
+            spell_out_elu(model)
         with writing(target):
             write_onnx(model, staged, weights, {METADATA_KEY: text, "ensexport_version": __version__})
         return

@@ -1,4 +1,4 @@
-"""ONNX forms of elementwise ops that torch's exporter (2.13) lacks or loses: signs, `fmax`, `hypot`, `rrelu`."""
+"""ONNX forms of elementwise ops that torch's exporter (2.13) lacks, loses or pads: signs, `fmax`, `hypot`, `elu`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         aten.copysign.Tensor: _copysign,
         aten.copysign.Scalar: _copysign_scalar,
+        aten.elu.default: _elu,
         aten.fmax.default: _fmax,
         aten.fmin.default: _fmin,
         aten.hypot.default: _hypot,
@@ -66,6 +67,14 @@ def _hypot(x: Any, y: Any) -> Any:
     length = op.Mul(long, op.Sqrt(op.Add(op.Mul(ratio, ratio), like(1.0, ratio))))
     length = op.Where(op.Equal(long, like(0.0, long)), long, length)
     return op.Where(is_infinite, like(np.inf, long), length)
+
+
+def _elu(x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any:
+    """Torch's exporter multiplies by both scales even if they are 1, and by that of the input above zero too."""
+    result = op.Elu(x if input_scale == 1 else op.Mul(x, like(input_scale, x)), alpha=float(alpha))
+    if input_scale != 1:
+        result = op.Where(op.Greater(x, like(0.0, x)), x, result)
+    return result if scale == 1 else op.Mul(result, like(scale, x))
 
 
 def _rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None) -> Any:

@@ -36,6 +36,13 @@ def test_random_slopes_are_their_mean_outside_of_training(tmp_path: Path) -> Non
     assert_form(lambda x: F.rrelu(x, 0.1, 0.4), ("x:float32[batch,3]",), [(torch.randn(4, 3),)], tmp_path)
 
 
+def test_elu_with_scales_inside_and_outside(tmp_path: Path) -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return F.elu(x), F.elu(x, 0.5), torch.ops.aten.elu(x, 1.7, 1.1), torch.ops.aten.elu(x, 1.7, 1.1, 0.5)
+
+    assert_form(function, ("x:float32[batch,3]",), [(torch.randn(4, 3),), (EDGES.view(3, 3),)], tmp_path)
+
+
 def scans(x: Tensor, dim: int) -> tuple[Tensor, ...]:
     whole = x.nan_to_num(0, 1, -1).to(torch.int32)
     return (
