@@ -34,7 +34,7 @@ zoo: $(INSTALLED)  ## write docs/coverage.md: timm, torchvision and transformers
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
-	rm -rf samples/*/ckpts samples/*/*.onnx samples/*/*.onnx.data samples/*/*.ts samples/*/*.pt2
+	rm -rf samples/*/ckpts samples/*/*.onnx samples/*/*.onnx.data samples/*/*.ts samples/*/*.pt2 samples/*/*.whl
 	find ensexport tests samples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

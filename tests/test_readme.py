@@ -12,7 +12,13 @@ from tests.cli.readmes import blocks, check_block, commands, matches
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md"]
+PAGES = [
+    "README.md",
+    "samples/ani/README.md",
+    "samples/digits/README.md",
+    "samples/tutorial/README.md",
+    "docs/bench.md",
+]
 FOLDS = """
 from torch import nn
 

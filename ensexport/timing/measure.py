@@ -81,7 +81,11 @@ class Worker:
     Attributes:
         name: As in the job.
         load_s: Seconds that loading took, once it is ready.
+        program: What Python runs; a sample may have one of its own, with more alternatives.
     """
+
+    # -P: the current directory must not come before installed packages.
+    program: tuple[str, ...] = ("-P", "-m", "ensexport.timing.worker")
 
     def __init__(self, job: Mapping[str, Any], folder: Path) -> None:
         self.name = str(job["name"])
@@ -89,8 +93,7 @@ class Worker:
         own = Path(tempfile.mkdtemp(dir=folder))  # a name may hold what a file's may not
         self._out = own / "outputs.npz"
         self._log = (own / "log").open("w+", errors="replace")
-        # -P: the current directory must not come before installed packages.
-        command = [sys.executable, "-P", "-m", "ensexport.timing.worker"]
+        command = [sys.executable, *self.program]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
