@@ -11,9 +11,9 @@ import onnx_ir as ir
 def spell_out_elu(model: ir.Model) -> bool:
     """Write `Elu` as `Max(x, Exp(Clip(x)) - 1)`.
 
-    ONNX Runtime computes `Elu` and `Celu` about one element at a time, and the four others with vector instructions:
-    2.7 against 1.1 ns an element for a million elements on one core (1.31.1, AVX2), though they pass over them four
-    times. For tens of MB, where memory is the limit, both take the same.
+    Though ONNX Runtime then passes over the numbers four times, it is quicker: for 0.6 to 0.8 million of them on one
+    core 0.9 to 1.3 ns each, against 2.2 to 2.9 for `Elu` and slightly more for `Celu` (1.31.1, AVX2). For tens of MB,
+    where memory is the limit, it is 1.8 against 2.2.
 
     Before: any model. After: no float32 `Elu` with alpha 1 (`exp(x) - 1` lies above `x`, so that `Max` chooses it below
     zero, where alone `Clip` leaves it; with a larger alpha it would not always); infinities and NaN come out as
