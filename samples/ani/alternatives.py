@@ -16,8 +16,7 @@ from convert import NETWORKS
 from torchani.neurochem import load_ensemble
 from torchani.nn import Ensemble
 
-from ensexport.bench import worker
-from ensexport.bench.alternatives import MAKERS
+from ensexport.timing import worker
 
 ONE_CORE = "--one-core" in sys.argv
 Feed = Mapping[str, np.ndarray]
@@ -55,7 +54,7 @@ def loop(job: Mapping[str, Any]) -> Run:
 def batched(job: Mapping[str, Any]) -> Run:
     """Torchani's `BmmEnsemble`, made for inference; it returns the mean alone."""
     ensemble = published(job["wheel"]).to_infer_model()
-    if "scripted" in job["kind"]:
+    if "scripted" in job["name"]:
         ensemble = torch.jit.script(ensemble)
     else:  # eager, it marks ranges for NVIDIA's profiler, which raises where torch is built without CUDA
         torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: None
@@ -92,9 +91,9 @@ def in_blocks(job: Mapping[str, Any]) -> Run:
     return run
 
 
-MAKERS |= {
+MAKERS = {
     "packed": packed,
-    "packed again": packed,
+    "packed-again": packed,
     "packed, 1,000 atoms a call": in_blocks,
     "torchani loop": loop,
     "torchani BmmEnsemble": batched,

@@ -10,11 +10,10 @@ from alternatives import MAKERS
 from convert import WHEEL
 from molecules import MOLECULES, describe, feed_of
 
-from ensexport.bench.exchange import write_feed
-from ensexport.bench.measure import Worker, measure
+from ensexport.timing.exchange import write_feed
+from ensexport.timing.measure import Worker, measure
 
 HERE = Path(__file__).parent
-KINDS = ["packed", "packed again", *(kind for kind in MAKERS if kind.startswith(("packed,", "torchani ")))]
 TOLERANCE = 1e-5  # of the largest energy of an atom
 
 
@@ -29,7 +28,7 @@ def compare(workers: list[Worker], feed: dict[str, np.ndarray]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "feed.npz"
         write_feed(path, feed)
-        outputs = {worker.kind: worker.outputs(path) for worker in workers}
+        outputs = {worker.name: worker.outputs(path) for worker in workers}
     expected = outputs["torchani loop"]["energies"]
     for kind, found in outputs.items():
         right = expected if "energies" in found else expected.mean(axis=0)
@@ -46,8 +45,12 @@ def main(path: Path, wheel: Path, sizes: list[int], blocks: int, one_core: bool)
     job = {"path": str(path), "wheel": str(wheel), "provider": "cpu"}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         workers: list[Worker] = []
-        for kind in KINDS:  # one after the other: each is stopped as soon as it is loaded
-            workers.append(stack.enter_context(AniWorker({**job, "kind": kind}, Path(folder))))
+        for name, maker in MAKERS.items():  # one after the other: each is stopped as soon as it is loaded
+            workers.append(
+                stack.enter_context(
+                    AniWorker({**job, "name": name, "maker": f"__main__:{maker.__name__}"}, Path(folder))
+                )
+            )
             workers[-1].wait_ready()
         for n_atoms in sizes:
             aev, species = describe(n_atoms)
