@@ -248,11 +248,60 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Layers in a row that have the same form.
+
+    Attributes:
+        form: `batched`: one node for all members. `apart`: one node a member.
+        layers: How many: convolutions, linear layers and products of activations.
+        first: Op and source line of the first one.
+    """
+
+    form: str
+    layers: int
+    first: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of `--strategy tune` at one batch size.
+
+    Attributes:
+        candidate: Its name.
+        batch: Batch size; None where the file has no dynamic batch.
+        median_ms: Median time of one call.
+        ratio: Median over the rounds of (its time / the first candidate's time in the same round).
+        ratio_low: Lower end of the 95 % bootstrap interval of `ratio`.
+        ratio_high: Upper end.
+    """
+
+    candidate: str
+    batch: int | None
+    median_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How the batched graph was made."""
+    """How the batched graph was made.
+
+    Attributes:
+        strategy: What became of it: `auto` and `stacked` batch, `unrolled` has N branches.
+        fallbacks: Ops that went down the ladder.
+        target: The rule set.
+        stages: Which layers are batched and which run once a member, in order; empty if unrolled.
+        winner: The candidate that `--strategy tune` kept.
+        trials: What it measured.
+    """
 
     strategy: str
     fallbacks: tuple[Fallback, ...] = ()
+    target: str = "portable"
+    stages: tuple[Stage, ...] = ()
+    winner: str | None = None
+    trials: tuple[Trial, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from ensexport.batching.context import Context, shared_value
 from ensexport.batching.folding import Folds, find_folds
 from ensexport.batching.ladder import StepError, UnbatchableError, branched, climb_down
 from ensexport.batching.member_graph import MemberGraph
-from ensexport.batching.placement import HEAVY, Placement, Site, differing_nodes
+from ensexport.batching.placement import HEAVY, Placement, Site, differing_nodes, stages_of
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
 from ensexport.batching.value import Branches, Folded, Rows, Stacked, Value, WeightLayout
 from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.errors import ExportError
-from ensexport.spec import Fallback, Plan
+from ensexport.spec import Fallback, Plan, Stage
 
 aten = torch.ops.aten
 rules.load()
@@ -137,13 +137,16 @@ class _Walk:
         self.fallbacks: list[Fallback] = []
         self.folds = Folds()
         self.apart: frozenset[fx.Node] = frozenset()
+        self.stages: tuple[Stage, ...] = ()
 
     def batched(self, strategy: str, placement: Placement | None, chunks: int) -> BatchedGraph:
         """Batch op by op, the members all at once or in chunks."""
         self.member = activation_scales(channels_first(self.member))
         if placement is not None and self.n_members > 1:
             differing = differing_nodes(self.member, self._is_shared, self.per_member)
-            self.apart = placement(Site(self.member, self.n_members, differing))
+            site = Site(self.member, self.n_members, differing)
+            self.apart = placement(site)
+            self.stages = stages_of(site.heavy, self.apart)
         self._placeholders()
         self.folds = find_folds(self.member, self._is_shared)
         if chunks == 1:
@@ -341,7 +344,7 @@ class _Walk:
             self.n_members,
             self.per_member,
             self.member_axis,
-            Plan(strategy, fallbacks),
+            Plan(strategy, fallbacks, stages=self.stages),
         )
 
     def _weight_program(self, placeholders: list[fx.Node]) -> WeightProgram:

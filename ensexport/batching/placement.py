@@ -9,6 +9,7 @@ forms, switches included, is found over all of them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from torch import fx
 
 from ensexport.batching.costs import Cost, Layer
 from ensexport.batching.member_graph import MemberGraph
-from ensexport.spec import batch_dim
+from ensexport.batching.source import source_line
+from ensexport.spec import Stage, batch_dim
 
 aten = torch.ops.aten
 
@@ -37,7 +39,6 @@ PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.sc
 HEAVY = CONVS | TRANSPOSED | LINEARS | PRODUCTS
 _BYTES_A_SECOND = 8e9  # of a copy that one Split or Concat makes
 _NODE_S = 4e-6  # of one more node, with the light ones behind it
-_MARGIN = 1.015  # what running apart must gain: tables have their noise, and a batched graph is the smaller one
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,27 @@ def layer_of(site: Site, node: fx.Node, batch: int) -> Layer | None:
     return Layer(kind, inputs, outputs, pixels, batch, flops)
 
 
-def cheapest(costs: Mapping[fx.Node, Sequence[Cost]], site: Site, batches: Sequence[int]) -> frozenset[fx.Node]:
+def stages_of(heavy: Sequence[fx.Node], apart: Collection[fx.Node]) -> tuple[Stage, ...]:
+    """Sum up a placement for the report."""
+    stages = []
+    for is_apart, group in itertools.groupby(heavy, key=lambda node: node in apart):
+        nodes = list(group)
+        line = source_line(nodes[0])
+        first = f"{nodes[0].target}{f' ({line})' if line else ''}"
+        stages.append(Stage("apart" if is_apart else "batched", len(nodes), first))
+    return tuple(stages)
+
+
+def cheapest(
+    costs: Mapping[fx.Node, Sequence[Cost]], site: Site, batches: Sequence[int], margin: float
+) -> frozenset[fx.Node]:
     """The nodes that run apart in the cheapest sequence of forms.
 
     Args:
         costs: Each heavy node, in order, with its cost at each batch size.
         site: What is placed.
         batches: The batch sizes; all count the same, whatever they take.
+        margin: What running apart must gain to be chosen, as a factor.
     """
     if not costs:
         return frozenset()
@@ -140,7 +155,7 @@ def cheapest(costs: Mapping[fx.Node, Sequence[Cost]], site: Site, batches: Seque
     for number, (node, own) in enumerate(costs.items()):
         switch = share([_switch_s(site, node, batch) for batch in batches]) if number else 0.0
         batched = share([cost.batched_s for cost in own])
-        apart = share([_MARGIN * cost.apart_s + _NODE_S * site.n_members for cost in own])
+        apart = share([margin * cost.apart_s + _NODE_S * site.n_members for cost in own])
         stay, back = best[False][0], best[True][0] + switch
         go, remain = best[False][0] + switch, best[True][0]
         best = {

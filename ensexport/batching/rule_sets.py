@@ -1,10 +1,10 @@
 """The rule sets behind `--target`: which form each layer takes on which hardware.
 
-`cpu` follows the table measured with ONNX Runtime on a CPU. `cuda` follows its own table once there is one; until then
-a rule of thumb: a convolution is grouped while one member leaves the chip unfilled, and linear layers are always one
-strided-batched product. `portable`, the default, must not lose anywhere, so it follows the CPU's table, where batching
-can lose: on a GPU one node a member costs what the loop's nodes cost, so it cannot lose there, and `--target cuda`
-gains more.
+`cpu` follows the table measured with ONNX Runtime on a CPU, where batching can lose: at large batches grouped
+convolutions read all members' filters for every image, and products of several matrices are shared out among the threads
+matrix by matrix. `cuda` follows its own table once there is one; until then a rule of thumb: a convolution is grouped
+while one member leaves the chip unfilled, and linear layers are always one strided-batched product. `portable`, the
+default, batches for the sake of GPUs, but not where the CPU's table says that a CPU would lose much.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class RuleSet:
     Attributes:
         name: `portable`, `cpu`, `cuda` or `tensorrt`.
         provider: Where ONNX files are checked and timed: `cpu`, `cuda` or `tensorrt`.
+        margin: What running apart must gain to be chosen, as a factor: tables have their noise, and a batched graph is
+            the smaller one.
         merge_linears: Join linear layers that read the same input.
     """
 
     name: str
     provider: str
+    margin: float
     merge_linears: bool
 
     def placement(self, batches: Sequence[int] = BATCHES) -> Placement:
@@ -55,16 +58,16 @@ class RuleSet:
             costs = {
                 node: [cost(layer_of(site, node, batch), site.n_members) for batch in batches] for node in site.heavy
             }
-            return cheapest(costs, site, batches)
+            return cheapest(costs, site, batches, self.margin)
 
         return place
 
 
 _SETS = {
-    "portable": RuleSet("portable", "cpu", merge_linears=False),
-    "cpu": RuleSet("cpu", "cpu", merge_linears=False),
-    "cuda": RuleSet("cuda", "cuda", merge_linears=True),
-    "tensorrt": RuleSet("tensorrt", "tensorrt", merge_linears=True),
+    "portable": RuleSet("portable", "cpu", 1.12, merge_linears=False),
+    "cpu": RuleSet("cpu", "cpu", 1.015, merge_linears=False),
+    "cuda": RuleSet("cuda", "cuda", 1.015, merge_linears=True),
+    "tensorrt": RuleSet("tensorrt", "tensorrt", 1.015, merge_linears=True),
 }
 TARGETS = tuple(_SETS)
 

@@ -46,11 +46,8 @@ def main(path: Path, wheel: Path, sizes: list[int], blocks: int, one_core: bool)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         workers: list[Worker] = []
         for name, maker in MAKERS.items():  # one after the other: each is stopped as soon as it is loaded
-            workers.append(
-                stack.enter_context(
-                    AniWorker({**job, "name": name, "maker": f"__main__:{maker.__name__}"}, Path(folder))
-                )
-            )
+            own = {**job, "name": name, "maker": f"__main__:{maker.__name__}"}
+            workers.append(stack.enter_context(AniWorker(own, Path(folder))))
             workers[-1].wait_ready()
         for n_atoms in sizes:
             aev, species = describe(n_atoms)
