@@ -38,6 +38,7 @@ LINEARS = {aten.linear.default, aten.addmm.default, aten.mm.default}
 PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.scaled_dot_product_attention.default}
 HEAVY = CONVS | TRANSPOSED | LINEARS | PRODUCTS
 _BYTES_A_SECOND = 8e9  # of a copy that one Split or Concat makes
+_SWITCH_SHARE = 0.003  # of the whole: a change of form that gains less is not worth its nodes
 _NODE_S = 4e-6  # of one more node, with the light ones behind it
 
 
@@ -153,7 +154,8 @@ def cheapest(
 
     best: dict[bool, tuple[float, tuple[fx.Node, ...]]] = {False: (0.0, ()), True: (0.0, ())}
     for number, (node, own) in enumerate(costs.items()):
-        switch = share([_switch_s(site, node, batch) for batch in batches]) if number else 0.0
+        copies = share([_switch_s(site, node, batch) for batch in batches])
+        switch = copies + _SWITCH_SHARE * len(batches) if number else 0.0
         batched = share([cost.batched_s for cost in own])
         apart = share([margin * cost.apart_s + _NODE_S * site.n_members for cost in own])
         stay, back = best[False][0], best[True][0] + switch
