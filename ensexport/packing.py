@@ -12,6 +12,7 @@ from ensexport.members import Members, load_members
 from ensexport.pipeline import ExportReport, OnStage, export
 from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
 from ensexport.staging import Staging
+from ensexport.strategies import TUNE_BATCHES
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def pack(
     per_member: Sequence[str] = (),
     member_axis: int = 0,
     opset: int | None = None,
+    target: str = "portable",
     strategy: str = "auto",
-    provider: str = "cpu",
+    tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
     tolerance: Tolerance | None = None,
     force: bool = False,
@@ -82,8 +84,9 @@ def pack(
         per_member: Names of the inputs that get a leading N axis.
         member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
         opset: ONNX opset version.
-        strategy: `auto`, `stacked` or `unrolled`.
-        provider: Where ONNX files are checked.
+        target: `portable`, `cpu`, `cuda` or `tensorrt`, as for `export`.
+        strategy: `auto`, `stacked`, `unrolled` or `tune`, as for `export`.
+        tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs.
         tolerance: The bound.
         force: Replace files that exist.
@@ -95,8 +98,8 @@ def pack(
     """
     specs = parse_inputs(inputs)
     targets = [Path(output) for output in outputs]
-    for target in targets:
-        artifact_format(target)
+    for path in targets:
+        artifact_format(path)
     Staging(targets, force=force)  # refuse a bad target before the work, not after
     begin = time.perf_counter()
 
@@ -116,8 +119,9 @@ def pack(
         per_member=per_member,
         member_axis=member_axis,
         opset=opset,
+        target=target,
         strategy=strategy,
-        provider=provider,
+        tune_batches=tune_batches,
         output_names=output_names,
         tolerance=tolerance,
         force=force,

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ensexport.artifacts import describe_artifact, for_target, make_metadata, write_artifact
 from ensexport.batching.engine import BatchedGraph, batch_graph
-from ensexport.batching.examples import ValueRange, find_example, integer_inputs
+from ensexport.batching.examples import Example, ValueRange, find_example, integer_inputs
 from ensexport.batching.integers import accepted_ranges
 from ensexport.batching.member_graph import MemberGraph, capture_member
+from ensexport.batching.rule_sets import rule_set
+from ensexport.compare import Array
 from ensexport.errors import ArtifactError, ExportError, UsageError
-from ensexport.members import Members, weights_digest
-from ensexport.probes import BATCHES, SEEDS, find_probes
+from ensexport.members import Members
+from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes
 from ensexport.references import reference_outputs
-from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
+from ensexport.runtime.onnx_runner import check_provider
+from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.spec import (
+    FORMAT_BY_SUFFIX,
     Artifact,
     Check,
     Plan,
@@ -35,9 +38,9 @@ from ensexport.spec import (
 from ensexport.stacking import Ensemble
 from ensexport.stacking.baseline import run_member
 from ensexport.stacking.state import named_tensors
-from ensexport.staging import Staging, writing
+from ensexport.staging import Staging
+from ensexport.strategies import TUNE_BATCHES, Candidates, graph_options, tuned
 from ensexport.validation import check_artifact, raise_on_mismatch
-from ensexport.version import __version__
 
 OnStage = Callable[[str, int, int], None]
 
@@ -92,8 +95,9 @@ def export(
     per_member: Sequence[str] | None = None,
     member_axis: int = 0,
     opset: int | None = None,
+    target: str = "portable",
     strategy: str = "auto",
-    provider: str = "cpu",
+    tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
     tolerance: Tolerance | None = None,
     force: bool = False,
@@ -111,8 +115,11 @@ def export(
             `stack(..., in_dims=...)` said.
         member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
         opset: ONNX opset version.
-        strategy: `auto`, `stacked` or `unrolled`.
-        provider: Where ONNX files are to run, and are checked: `cpu`, `cuda` or `tensorrt`.
+        target: Where the files will run: `portable` (anywhere), `cpu`, `cuda` or `tensorrt`. ONNX files are checked
+            there, portable ones on the CPU.
+        strategy: `auto` batches where the target's rules promise a gain, `stacked` batches everything, `unrolled`
+            writes N branches; `tune` times these and more and keeps the fastest.
+        tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs, in order.
         tolerance: The bound; the default is described at `Tolerance`.
         force: Replace files that exist.
@@ -126,100 +133,194 @@ def export(
         MismatchError: An artifact differs from the loop; nothing is written.
         ExportError: A format cannot be written, or a dynamic dim cannot be kept.
         OutputError: A target exists or cannot be written.
+        ProviderError: The target's provider is not there.
     """
     targets = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not targets:
         raise UsageError("no output is named.", hint="Add -o ensemble.onnx.")
-    formats = [artifact_format(target) for target in targets]
+    formats = [artifact_format(path) for path in targets]
     specs = parse_inputs(inputs)
     if per_member is None:
         per_member = _per_member_of(ensemble, specs)
     _check_names(per_member, specs)
+    rules = rule_set(target)
+    if "onnx" in formats:
+        check_provider(rules.provider)  # before the work, not after
     clock = _Clock(on_stage)
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
-            module = ensemble.build(0)
-            built = named_tensors(module)
-            example = find_example(module, specs)
-            fills_buffers = any(built.get(name) is not tensor for name, tensor in named_tensors(module).items())
-            member = capture_member(module, specs, example)
-            ranges, notes = accepted_ranges(module, member, example)
-            names = _output_names(output_names, tuple(example.outputs), specs)
+            source = _captured(ensemble, specs, per_member, output_names)
         with clock.stage("batch"):
-            # No copies: the tensors are the members' own.
-            members = [ensemble.build(member_index) for member_index in range(len(ensemble))]
-            if fills_buffers:  # on the first call, as member 0 was captured after it
-                for one in members:
-                    run_member(one, example.feed)
-            states = [named_tensors(one) for one in members]
-            del members
-            batched = batch_graph(
-                member,
+            states = _states(source)
+            batch = functools.partial(
+                batch_graph,
+                source.member,
                 len(ensemble),
                 shared_state=equal_in_all(states),
                 per_member=per_member,
                 member_axis=member_axis,
-                strategy=strategy,
             )
+            batched = None if strategy == "tune" else batch(**graph_options(strategy, rules))
+        if batched is None:
+            with clock.stage("tune"):
+                files = _TuneFiles(formats, source.names, opset, target)
+                candidates = Candidates(
+                    make=lambda options: batch(**options),
+                    pack=lambda graph: graph.weights.pack(states, len(ensemble)),
+                    write=files.write,
+                    suffix=files.suffix,
+                    feeds=_feeds(source, tune_batches),
+                    outputs=source.names,
+                )
+                batched = tuned(candidates, rules, tell=functools.partial(clock.tell, "tune"))
+        batched = for_target(batched, target)
+        with clock.stage("batch"):
             weights = batched.weights.pack(states, len(ensemble))
-            del states
-        metadata = _metadata(ensemble, batched, names, ranges)
-        for target, kind in zip(targets, formats, strict=True):
+            states.clear()
+        metadata = make_metadata(ensemble, batched, source.names, source.ranges)
+        for path, kind in zip(targets, formats, strict=True):
             with clock.stage(f"export_{kind}"):
-                _write(kind, staging.path(target), target, batched, weights, metadata, names, opset, provider)
+                write_artifact(kind, staging.path(path), path, batched, weights, metadata, source.names, opset)
         del weights
         with clock.stage("validate"):
-            found = find_probes(
-                ensemble.build(0),
-                specs,
-                per_member,
-                len(ensemble),
-                example_sizes=example.sizes,
-                dim_ranges=member.dim_ranges,
-                ranges=ranges,
-                batches=batches,
-                seeds=seeds,
-            )
-            probes = found.probes
-            references = reference_outputs(ensemble, probes, per_member, on_progress=clock.tell)
-            renamed = dict(zip(example.outputs, names, strict=True))
-            references = [[reference.renamed(renamed) for reference in row] for row in references]
-            checks: list[Check] = []
-            for target in targets:
-                try:
-                    checks += check_artifact(
-                        staging.path(target),
-                        str(target),
-                        references,
-                        probes,
-                        output_names=names,
-                        tolerance=tolerance or Tolerance(),
-                        provider=provider,
-                        member_axis=member_axis,
-                        source=ensemble,
-                        member_names=tuple(example.outputs),
-                        per_member=per_member,
-                    )
-                except ArtifactError as error:
-                    raise ExportError(
-                        f"cannot write '{target}': what the exporter made of the model does not run: {error.message}",
-                        hint=f"Ship another format for this model: "
-                        f"{' or '.join(sorted({'.onnx', '.ts', '.pt2'} - {target.suffix}))}.",
-                    ) from error
-            report = ValidationReport(tuple(checks), integer_inputs(specs, ranges))
-            raise_on_mismatch(report, ensemble.labels)
+            staged = {path: staging.path(path) for path in targets}
+            bound = tolerance or Tolerance()
+            report, notes = _proven(source, staged, rules.provider, member_axis, bound, batches, seeds, clock)
         with clock.stage("write"):
             artifacts = tuple(
-                _artifact(staging.path(target), target, kind) for target, kind in zip(targets, formats, strict=True)
+                describe_artifact(staging.path(path), path, kind) for path, kind in zip(targets, formats, strict=True)
             )
             staging.commit()
-    warnings = (
-        *(ensemble.warnings if isinstance(ensemble, Members) else ()),
-        *notes,
-        *found.warnings,
-        *_check_notes(checks),
+    warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *source.notes, *notes)
+    return ExportReport(artifacts, report, batched.plan, clock.seconds, source.member.dim_ranges, warnings)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported: the ensemble, and what is known of one member."""
+
+    ensemble: Ensemble | Members
+    specs: tuple[TensorSpec, ...]
+    per_member: Sequence[str]
+    example: Example
+    member: MemberGraph
+    ranges: Mapping[str, ValueRange]
+    notes: Sequence[str]
+    names: tuple[str, ...]
+    fills_buffers: bool
+
+
+def _captured(
+    ensemble: Ensemble | Members,
+    specs: tuple[TensorSpec, ...],
+    per_member: Sequence[str],
+    output_names: Sequence[str] | None,
+) -> _Source:
+    module = ensemble.build(0)
+    built = named_tensors(module)
+    example = find_example(module, specs)
+    fills_buffers = any(built.get(name) is not tensor for name, tensor in named_tensors(module).items())
+    member = capture_member(module, specs, example)
+    ranges, notes = accepted_ranges(module, member, example)
+    names = _output_names(output_names, tuple(example.outputs), specs)
+    return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
+
+
+def _states(source: _Source) -> list[Mapping[str, torch.Tensor]]:
+    """The members' tensors: their own, no copies."""
+    members = [source.ensemble.build(member_index) for member_index in range(len(source.ensemble))]
+    if source.fills_buffers:  # on the first call, as member 0 was captured after it
+        for one in members:
+            run_member(one, source.example.feed)
+    return [named_tensors(one) for one in members]
+
+
+@dataclass(frozen=True)
+class _TuneFiles:
+    """How the candidates of `tune` are written: as ONNX, if that is asked for."""
+
+    formats: Sequence[str]
+    names: Sequence[str]
+    opset: int | None
+    target: str
+
+    @property
+    def kind(self) -> str:
+        return "onnx" if "onnx" in self.formats else self.formats[0]
+
+    @property
+    def suffix(self) -> str:
+        return next(suffix for suffix, kind in FORMAT_BY_SUFFIX.items() if kind == self.kind)
+
+    def write(self, graph: BatchedGraph, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+        graph = for_target(graph, self.target)
+        write_artifact(self.kind, path, path, graph, weights, {}, self.names, self.opset)
+
+
+def _feeds(source: _Source, batches: Sequence[int]) -> dict[int | None, dict[str, Array]]:
+    probes = make_probes(
+        source.specs,
+        source.per_member,
+        len(source.ensemble),
+        example_sizes=source.example.sizes,
+        dim_ranges=source.member.dim_ranges,
+        ranges=source.ranges,
+        batches=batches,
+        seeds=(0,),
     )
-    return ExportReport(artifacts, report, batched.plan, clock.seconds, member.dim_ranges, warnings)
+    return {probe.batch: {name: array_from_tensor(t) for name, t in probe.feed.items()} for probe in probes}
+
+
+def _proven(
+    source: _Source,
+    staged: Mapping[Path, Path],
+    provider: str,
+    member_axis: int,
+    tolerance: Tolerance,
+    batches: Sequence[int],
+    seeds: Sequence[int],
+    clock: _Clock,
+) -> tuple[ValidationReport, tuple[str, ...]]:
+    """Compare every file with the loop; returns the report and what the user should know of it."""
+    found = find_probes(
+        source.ensemble.build(0),
+        source.specs,
+        source.per_member,
+        len(source.ensemble),
+        example_sizes=source.example.sizes,
+        dim_ranges=source.member.dim_ranges,
+        ranges=source.ranges,
+        batches=batches,
+        seeds=seeds,
+    )
+    references = reference_outputs(source.ensemble, found.probes, source.per_member, on_progress=clock.tell)
+    renamed = dict(zip(source.example.outputs, source.names, strict=True))
+    references = [[reference.renamed(renamed) for reference in row] for row in references]
+    checks: list[Check] = []
+    for path, file in staged.items():
+        try:
+            checks += check_artifact(
+                file,
+                str(path),
+                references,
+                found.probes,
+                output_names=source.names,
+                tolerance=tolerance,
+                provider=provider,
+                member_axis=member_axis,
+                source=source.ensemble,
+                member_names=tuple(source.example.outputs),
+                per_member=source.per_member,
+            )
+        except ArtifactError as error:
+            others = sorted(FORMAT_BY_SUFFIX.keys() - {path.suffix})
+            raise ExportError(
+                f"cannot write '{path}': what the exporter made of the model does not run: {error.message}",
+                hint=f"Ship another format for this model: {' or '.join(others)}.",
+            ) from error
+    report = ValidationReport(tuple(checks), integer_inputs(source.specs, source.ranges))
+    raise_on_mismatch(report, source.ensemble.labels)
+    return report, (*found.warnings, *_check_notes(checks))
 
 
 def equal_in_all(states: Sequence[Mapping[str, torch.Tensor]]) -> frozenset[str]:
@@ -262,88 +363,3 @@ def _output_names(wanted: Sequence[str] | None, own: tuple[str, ...], specs: Seq
     if len(set(names)) < len(names) or (wanted and inputs & set(names)):
         raise UsageError(f"output names must be unique and no input's name: got {', '.join(names)}.")
     return tuple(name if name not in inputs else f"{name}_out" for name in names)
-
-
-def _metadata(
-    ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequence[str], ranges: Mapping[str, ValueRange]
-) -> dict[str, Any]:
-    """What an artifact says of itself. No absolute paths: the bytes must not depend on where it was packed."""
-    member: MemberGraph = batched.member
-    return {
-        "ensexport_version": __version__,
-        "n_members": batched.n_members,
-        "member_axis": batched.member_axis,
-        "inputs": [str(spec) for spec in member.specs],
-        "per_member": list(batched.per_member),
-        "outputs": list(names),
-        "emit": ["members"],
-        "dims": {name: list(bounds) for name, bounds in sorted(member.dim_ranges.items())},
-        "ranges": {name: values.to_json() for name, values in sorted(ranges.items())},
-        "strategy": batched.plan.strategy,
-        "members": _member_records(ensemble),
-    }
-
-
-def _member_records(ensemble: Ensemble | Members) -> list[dict[str, Any]]:
-    """Name and digests of each member. A stacked ensemble knows no files, so only its weights' digests."""
-    if isinstance(ensemble, Members):
-        paths = [Path(member.path) for member in ensemble]
-        digests = [(member.sha256, member.weights_sha256) for member in ensemble]
-    else:
-        # A label is `member 3 (runs/s3.pt)` where the member came from a file.
-        paths = [Path(label.partition("(")[2].rstrip(")") or label) for label in ensemble.labels]
-        digests = [("", weights_digest(ensemble.build(k).state_dict())) for k in range(len(ensemble))]
-    return [
-        {"index": index, "name": name, "sha256": sha256, "weights_sha256": weights_sha256}
-        for index, (name, (sha256, weights_sha256)) in enumerate(zip(_short_names(paths), digests, strict=True))
-    ]
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all apart: `fold_0/model.pth`."""
-    longest = max(len(path.parts) for path in paths)
-    for count in range(1, longest + 1):
-        names = ["/".join(part for part in path.parts[-count:] if part != "/") for path in paths]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return [path.name for path in paths]
-
-
-def _write(
-    kind: str,
-    staged: Path,
-    target: Path,
-    batched: BatchedGraph,
-    weights: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, Any],
-    names: Sequence[str],
-    opset: int | None,
-    provider: str,
-) -> None:
-    text = json.dumps(metadata, sort_keys=True)
-    if kind == "onnx":
-        from ensexport.targets.onnx import onnx_model, write_onnx
-        from ensexport.targets.onnx_cpu import spell_out_elu
-
-        model = onnx_model(batched, names, opset=opset)
-        if provider == "cpu":
-            spell_out_elu(model)
-        with writing(target):
-            write_onnx(model, staged, weights, {METADATA_KEY: text, "ensexport_version": __version__})
-        return
-    if kind == "torchscript":
-        from ensexport.targets.torchscript import torchscript_bytes
-
-        data = torchscript_bytes(batched, weights, {METADATA_FILE: text})
-    else:
-        from ensexport.targets.pt2 import pt2_bytes
-
-        data = pt2_bytes(batched, weights, {METADATA_FILE: text})
-    with writing(target):
-        staged.write_bytes(data)
-
-
-def _artifact(staged: Path, target: Path, kind: str) -> Artifact:
-    with staged.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Artifact(str(target), kind, staged.stat().st_size, digest)

@@ -30,6 +30,8 @@ ORDER = (
     ("probes",),
     ("references",),
     ("validation",),
+    ("artifacts",),
+    ("strategies",),
     ("pipeline",),
     ("packing",),
     ("package",),

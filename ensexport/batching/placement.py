@@ -105,8 +105,8 @@ def layer_of(site: Site, node: fx.Node, batch: int) -> Layer | None:
         rows = math.prod(shape[:-1])
         kind = "linear" if x in site.differing and x not in weights else "wide"
         return Layer(kind, inputs, shape[-1], max(rows // batch, 1), batch, 2.0 * rows * inputs * shape[-1])
-    if node.target not in CONVS | TRANSPOSED:
-        return None
+    if node.target not in CONVS | TRANSPOSED or x not in site.differing:
+        return None  # a shared image meets all filters in one wide convolution: no table knows better
     shape, filters = site.sizes(node, batch), site.sizes(others[0], batch)
     source = site.sizes(x, batch)
     spatial = len(filters) - 2

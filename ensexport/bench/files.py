@@ -109,6 +109,7 @@ def prepare(
         per_member=metadata["per_member"],
         output_names=metadata["outputs"],
         opset=opset,
+        target=metadata.get("target", "portable"),
         batches=(3,),
         seeds=(0,),
     )
@@ -116,7 +117,7 @@ def prepare(
     if len(members) != metadata["n_members"]:
         packed = folder / f"packed{artifact.suffix}"
         strategy = "unrolled" if metadata.get("strategy") == "unrolled" else "auto"
-        pack(packed, member_axis=metadata["member_axis"], strategy=strategy, provider=provider)
+        pack(packed, member_axis=metadata["member_axis"], strategy=strategy)
     own = dict.fromkeys(("packed", "packed-again", "packed-bound", "packed-cuda-graph"), packed)
     files = Files(folder, own)
 

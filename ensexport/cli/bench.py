@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ensexport.bench.plot import check_suffix, draw
 from ensexport.cli import options
 from ensexport.cli.bench_text import bench_lines
 from ensexport.cli.invocation import Invocation
-from ensexport.cli.settings import Settings
+from ensexport.cli.settings import Settings, positive_integers
 from ensexport.cli.streams import write_json
 from ensexport.errors import OutputError, UsageError
 from ensexport.members.discovery import find_checkpoints
@@ -81,7 +80,10 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], bat
     loading = settings.loading()
     artifact_format(artifact)
     chosen = _chosen(alternatives, artifact, settings.provider)
-    batches, sizes = _numbers("--batch", batch), _numbers("--members", members) if members is not None else None
+    batches, sizes = (
+        positive_integers(batch, "--batch"),
+        positive_integers(members, "--members") if members is not None else None,
+    )
     speedup = _speedup(min_speedup, artifact, settings.provider, chosen)
     _check_plots(plots, force=force)
     find_checkpoints(checkpoints)
@@ -103,13 +105,6 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], bat
         _draw(answer, staging)
     if as_json:
         write_json(answer)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
-        raise UsageError(f"cannot read {option} {text!r}: expected positive integers like 1,8,64.")
-    return [int(part) for part in parts]
 
 
 def _chosen(text: str | None, artifact: str, provider: str) -> list[str]:

@@ -65,13 +65,15 @@ opset = click.option("--opset", type=int, metavar="INT", help="ONNX opset versio
 target = click.option(
     "--target",
     type=click.Choice(["cpu", "cuda", "tensorrt", "portable"]),
-    help="Where the file will run, and is run here; default: portable, run on the CPU.",
+    help="Where the file will run: chooses the rules, and where it is checked. Default: portable (checked on the CPU).",
 )
 strategy = click.option(
     "--strategy",
-    type=click.Choice(["auto", "stacked", "unrolled"]),
-    help="auto (default): batch op by op, unroll what cannot be; stacked: never unroll; unrolled: N branches.",
+    type=click.Choice(["auto", "stacked", "unrolled", "tune"]),
+    help="auto (default): batch where the target's rules promise a gain; stacked: batch everything; unrolled: N "
+    "branches; tune: time these and hybrids here, keep the fastest.",
 )
+tune_batch = click.option("--tune-batch", metavar="LIST", help="Batch sizes that --strategy tune times; default: 1,8.")
 atol = click.option("--atol", type=_Size(), metavar="X", help="Absolute part of the bound on the error.")
 rtol = click.option(
     "--rtol",

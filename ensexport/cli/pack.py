@@ -39,6 +39,7 @@ from ensexport.staging import Staging
     options.opset,
     options.target,
     options.strategy,
+    options.tune_batch,
     options.atol,
     options.rtol,
     click.option("--output-names", metavar="A,B", help="New names for the outputs, in order."),

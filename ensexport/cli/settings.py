@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,17 +92,34 @@ class Settings:
             "per_member": self.values.get("per-member", ()),
             "member_axis": self.values.get("member-axis", 0),
             "opset": self.values.get("opset"),
+            "target": self.values.get("target", "portable"),
             "strategy": self.values.get("strategy", "auto"),
-            "provider": self.provider,
+            "tune_batches": self._tune_batches(),
             "output_names": names or None,
             "tolerance": self.tolerance,
         }
+
+    def _tune_batches(self) -> list[int]:
+        given = self.values.get("tune-batch", "1,8")
+        return positive_integers(given if isinstance(given, str) else ",".join(map(str, given)), "--tune-batch")
 
     def say_warnings(self, more: Sequence[str], *, quiet: bool) -> None:
         """Write warnings to stderr."""
         if not quiet:
             for warning in (*self.warnings, *more):
                 click.echo(f"warning: {warning}", err=True)
+
+
+def positive_integers(text: str, option: str) -> list[int]:
+    """Read `1,8,64`.
+
+    Raises:
+        UsageError: An entry is no positive integer.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
+        raise UsageError(f"cannot read {option} {text!r}: expected positive integers like 1,8,64.")
+    return [int(part) for part in parts]
 
 
 def _texts(value: str | Sequence[str]) -> list[str]:
@@ -115,9 +133,4 @@ def _refuse_what_is_not_there_yet(values: Mapping[str, Any], path: Path) -> None
         raise ConfigError(
             f"cannot obey dtype = {values['dtype']!r} in {where}: this version packs members in their own dtype.",
             hint="Remove that line; convert the checkpoints if you need another dtype.",
-        )
-    if values.get("strategy") == "tune":
-        raise ConfigError(
-            f"cannot obey strategy = 'tune' in {where}: expected 'auto', 'stacked' or 'unrolled'.",
-            hint="This version measures nothing while packing; compare strategies with `ensexport bench`.",
         )

@@ -42,12 +42,32 @@ def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     yield f"  worst error {validation['max_error']:.2g} of the largest value, allowed {validation['tolerance']:.2g}"
 
 
+def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
+    """What was batched, and what `tune` measured."""
+    apart = sum(stage["layers"] for stage in plan["stages"] if stage["form"] == "apart")
+    layers = sum(stage["layers"] for stage in plan["stages"])
+    chosen = plan["strategy"]
+    if layers:
+        chosen += f", {layers - apart} of {layers} layers batched"
+        chosen += f", {apart} once a member" if apart else ""
+    yield f"plan for {plan['target']}: {chosen}"
+    if plan["winner"] is None:
+        return
+    width = max(len(trial["candidate"]) for trial in plan["trials"])
+    yield f"tuned: '{plan['winner']}' is kept"
+    for trial in plan["trials"]:
+        batch = "fixed shape" if trial["batch"] is None else f"batch {trial['batch']}"
+        interval = f"{trial['ratio']:.2f} ({trial['ratio_low']:.2f} to {trial['ratio_high']:.2f})"
+        yield f"  {batch:<10}  {trial['candidate']:<{width}} {trial['median_ms']:>10.3f} ms   {interval}"
+
+
 def pack_lines(report: dict[str, Any]) -> Iterator[str]:
     """The result of `pack`."""
     yield from members_lines(report)
     if report["validation"] is None:
         yield "dry run: nothing was exported or written"
         return
+    yield from plan_lines(report["plan"])
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"
     yield from validation_lines(report["validation"])

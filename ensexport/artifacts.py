@@ -1,0 +1,139 @@
+"""What is written: the files of one batched graph, and what they say of themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensexport.batching.engine import BatchedGraph
+from ensexport.batching.examples import ValueRange
+from ensexport.batching.member_graph import MemberGraph
+from ensexport.members import Members, weights_digest
+from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
+from ensexport.spec import Artifact, Plan
+from ensexport.stacking import Ensemble
+from ensexport.staging import writing
+from ensexport.version import __version__
+
+
+def make_metadata(
+    ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequence[str], ranges: Mapping[str, ValueRange]
+) -> dict[str, Any]:
+    """What an artifact says of itself. No absolute paths: the bytes must not depend on where it was packed."""
+    member: MemberGraph = batched.member
+    return {
+        "ensexport_version": __version__,
+        "n_members": batched.n_members,
+        "member_axis": batched.member_axis,
+        "inputs": [str(spec) for spec in member.specs],
+        "per_member": list(batched.per_member),
+        "outputs": list(names),
+        "emit": ["members"],
+        "dims": {name: list(bounds) for name, bounds in sorted(member.dim_ranges.items())},
+        "ranges": {name: values.to_json() for name, values in sorted(ranges.items())},
+        "strategy": batched.plan.strategy,
+        "target": batched.plan.target,
+        "plan": _plan_dict(batched.plan),
+        "members": _member_records(ensemble),
+    }
+
+
+def _plan_dict(plan: Plan) -> dict[str, Any]:
+    """The part of the plan that says what was chosen, and why."""
+    return {
+        "stages": [asdict(stage) for stage in plan.stages],
+        "winner": plan.winner,
+        "trials": [asdict(trial) for trial in plan.trials],
+    }
+
+
+def _member_records(ensemble: Ensemble | Members) -> list[dict[str, Any]]:
+    """Name and digests of each member. A stacked ensemble knows no files, so only its weights' digests."""
+    if isinstance(ensemble, Members):
+        paths = [Path(member.path) for member in ensemble]
+        digests = [(member.sha256, member.weights_sha256) for member in ensemble]
+    else:
+        # A label is `member 3 (runs/s3.pt)` where the member came from a file.
+        paths = [Path(label.partition("(")[2].rstrip(")") or label) for label in ensemble.labels]
+        digests = [("", weights_digest(ensemble.build(k).state_dict())) for k in range(len(ensemble))]
+    return [
+        {"index": index, "name": name, "sha256": sha256, "weights_sha256": weights_sha256}
+        for index, (name, (sha256, weights_sha256)) in enumerate(zip(_short_names(paths), digests, strict=True))
+    ]
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as tell all apart: `fold_0/model.pth`."""
+    longest = max(len(path.parts) for path in paths)
+    for count in range(1, longest + 1):
+        names = ["/".join(part for part in path.parts[-count:] if part != "/") for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [path.name for path in paths]
+
+
+def for_target(batched: BatchedGraph, target: str) -> BatchedGraph:
+    """The same graph with a plan that names the hardware it is for."""
+    return replace(batched, plan=replace(batched.plan, target=target))
+
+
+def write_artifact(
+    kind: str,
+    staged: Path,
+    target: Path,
+    batched: BatchedGraph,
+    weights: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
+    names: Sequence[str],
+    opset: int | None,
+) -> None:
+    """Write one file.
+
+    Args:
+        kind: Its format.
+        staged: Where to write it.
+        target: What it will be called, for messages.
+        batched: The graph.
+        weights: The packed initializers by name.
+        metadata: What the file says of itself.
+        names: Names of the outputs.
+        opset: ONNX opset version; None for the default.
+
+    Raises:
+        ExportError: The format cannot hold the graph.
+        OutputError: The file cannot be written.
+    """
+    text = json.dumps(metadata, sort_keys=True)
+    if kind == "onnx":
+        from ensexport.targets.onnx import onnx_model, write_onnx
+        from ensexport.targets.onnx_cpu import spell_out_elu
+
+        model = onnx_model(batched, names, opset=opset)
+        if batched.plan.target == "cpu":
+            spell_out_elu(model)
+        with writing(target):
+            write_onnx(model, staged, weights, {METADATA_KEY: text, "ensexport_version": __version__})
+        return
+    if kind == "torchscript":
+        from ensexport.targets.torchscript import torchscript_bytes
+
+        data = torchscript_bytes(batched, weights, {METADATA_FILE: text})
+    else:
+        from ensexport.targets.pt2 import pt2_bytes
+
+        data = pt2_bytes(batched, weights, {METADATA_FILE: text})
+    with writing(target):
+        staged.write_bytes(data)
+
+
+def describe_artifact(staged: Path, target: Path, kind: str) -> Artifact:
+    """Size and digest of a file that is about to be put in place."""
+    with staged.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Artifact(str(target), kind, staged.stat().st_size, digest)
