@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from ensexport.batching.precision import Float64Interpreter
 from ensexport.errors import StackError
 
 Kind = Literal["stacked", "folded", "shared", "member"]
@@ -72,7 +73,7 @@ class WeightProgram:
     packed: tuple[PackedWeight, ...]
 
     def pieces(self, state: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return one member's pieces, each contiguous.
+        """Return one member's pieces, each contiguous; what is computed is rounded once, at the end.
 
         Args:
             state: The member's parameters and buffers by name.
@@ -90,7 +91,7 @@ class WeightProgram:
                     hint="Is it changed by forward? Then compute it without storing.",
                 )
         with torch.no_grad():
-            pieces: tuple[torch.Tensor, ...] = self.module(*leaves)
+            pieces: tuple[torch.Tensor, ...] = Float64Interpreter(self.module).run(*leaves)
         return tuple(piece.detach().contiguous() for piece in pieces)
 
     def pack(self, states: Iterable[Mapping[str, torch.Tensor]], n_members: int) -> dict[str, torch.Tensor]:
