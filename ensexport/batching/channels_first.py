@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ensexport.batching.folding import NORMS, SAME, order_of
+from ensexport.batching.layers import SAME, order_of
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.rules.pointwise import is_pointwise
+from ensexport.batching.scales import NORMS
 from ensexport.batching.value import same_size
 
 aten = torch.ops.aten

@@ -232,10 +232,10 @@ class _Walk:
         args: Any
         kwargs: Any
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-        if not isinstance(node.target, OpOverload) or node.target in _SIZES:
-            return self._size_or_item(node, args)
         if node in self.folds.removed:
             return self.env[self.folds.removed[node]]
+        if not isinstance(node.target, OpOverload) or node.target in _SIZES:
+            return self._size_or_item(node, args)
         self.ctx.op, self.ctx.result = node.target, node.meta.get("val")
         args = self.folds.arguments(self.ctx, node, args, self.env)
         values = values_in((args, kwargs))

@@ -1,51 +1,42 @@
 """Scales and shifts that move into the weights beside them, so that they cost nothing at run time.
 
-A per-member scale cannot stand inside `LayerNormalization` (see `rules/norm.py`); it would be two nodes a norm. Where
-linear layers or convolutions alone read the result, `norm(x) * g + b` followed by `W` is `norm(x)` followed by
-`W * g` with `W @ b` added to the bias. Where a residual sum reads it too, `b` alone moves: into the bias of the layer
-that writes the other half of the sum. A per-channel scale right behind a layer is a scale of its filters.
+A batch norm in eval mode is a scale and a shift of the layer before it. A per-member scale cannot stand inside
+`LayerNormalization` (see `rules/norm.py`); it would be two nodes a norm. Where linear layers or convolutions alone
+read the result, `norm(x) * g + b` followed by `W` is `norm(x)` followed by `W * g` with `W @ b` added to the bias.
+Where a residual sum reads it too, `b` alone moves: into the bias of the layer that writes the other half of the sum.
+A per-channel scale right behind a layer is a scale of its filters.
 
-Found once on the member graph (`find_folds`); the new weights are written into the weight graph, computed in float64
-for each member when packing (`Folds.folded_weights`).
+Found once on the member graph (`find_folds`), which is not changed; `Folds` tells the engine what each op is batched
+with instead. After it, all values but those of the removed ops and of the layers before them are what they were.
+Numbers that are not finite stay so: a NaN among the statistics is a NaN in the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ensexport.batching.context import Context
+from ensexport.batching.folding_weights import folded_weights
+from ensexport.batching.layers import (
+    LAYERS,
+    TRANSPOSED,
+    VIEWS,
+    came_from,
+    channel_dim,
+    groups_of,
+    is_padded,
+    passed_on,
+)
 from ensexport.batching.member_graph import MemberGraph
-from ensexport.batching.value import Value, same_size
+from ensexport.batching.scales import NORMS, Scale, Scales, Vector
+from ensexport.batching.value import same_size
 
 aten = torch.ops.aten
-
-# op -> positions of scale and shift among its arguments
-NORMS = {aten.layer_norm.default: (2, 3), aten.rms_norm.default: (2, None)}
-_CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-SAME = {
-    aten.alias.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.detach.default,
-    aten.dropout.default,
-}
-_VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
-_FOLDED_DTYPES = (torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A per-channel scale, and a shift, that leave the place `node` in the member graph."""
-
-    node: fx.Node
-    scale: fx.Node | None
-    shift: fx.Node | None
 
 
 @dataclass(frozen=True)
@@ -55,18 +46,18 @@ class Folds:
     Attributes:
         norms: Norms that run without their scale and shift.
         shiftless: Norms that run without their shift.
-        removed: Multiplications that vanish -> the argument that takes their place.
+        removed: Ops that vanish -> the argument that takes their place.
         inputs: Layer -> the scale and shift of its input channels.
-        outputs: Layer -> the scale of its output channels.
-        shifts: Layer -> the shift of its output channels.
+        outputs: Layer -> the scales and shifts of its output channels, in order.
+        shifts: Layer -> the shift of its output channels that comes last.
     """
 
     norms: set[fx.Node] = field(default_factory=set)
     shiftless: set[fx.Node] = field(default_factory=set)
     removed: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    inputs: dict[fx.Node, _Scale] = field(default_factory=dict)
-    outputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    shifts: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    inputs: dict[fx.Node, Scale] = field(default_factory=dict)
+    outputs: dict[fx.Node, list[Scale]] = field(default_factory=dict)
+    shifts: dict[fx.Node, Vector] = field(default_factory=dict)
 
     def arguments(self, ctx: Context, node: fx.Node, args: tuple[Any, ...], env: dict[fx.Node, Any]) -> tuple[Any, ...]:
         """The arguments a node is batched with: ones and zeros for a norm, the new weights for a layer."""
@@ -77,37 +68,9 @@ class Folds:
             assert position is not None
             return (*args[:position], None, *args[position + 1 :])
         if node in self.inputs or node in self.outputs or node in self.shifts:
-            return self._folded_weights(ctx, node, args, env)
+            before, behind, added = self.inputs.get(node), self.outputs.get(node, ()), self.shifts.get(node)
+            return folded_weights(ctx, node, args, env, before, behind, added)
         return args
-
-    def _folded_weights(
-        self, ctx: Context, node: fx.Node, args: tuple[Any, ...], env: dict[fx.Node, Any]
-    ) -> tuple[Any, ...]:
-        x, weight, bias = (*args, None, None)[:3]
-        dtype, trailing = weight.member.dtype, [1] * (weight.rank - 2)
-
-        def wide(value: Value, shape: list[int]) -> Value:
-            flat = ctx.weight(aten.to.dtype, value, torch.float64)
-            return ctx.weight(aten.reshape.default, flat, shape)
-
-        new_weight = ctx.weight(aten.to.dtype, weight, torch.float64)
-        new_bias = None if bias is None else wide(bias, [-1])
-        if node in self.inputs:
-            fold = self.inputs[node]
-            if fold.shift is not None:
-                shifted = ctx.weight(aten.mul.Tensor, new_weight, wide(env[fold.shift], [1, -1, *trailing]))
-                moved = ctx.weight(aten.sum.dim_IntList, shifted, list(range(1, weight.rank)))
-                new_bias = moved if new_bias is None else ctx.weight(aten.add.Tensor, new_bias, moved)
-            if fold.scale is not None:
-                new_weight = ctx.weight(aten.mul.Tensor, new_weight, wide(env[fold.scale], [1, -1, *trailing]))
-        if node in self.outputs:
-            scale = env[self.outputs[node]]
-            new_weight = ctx.weight(aten.mul.Tensor, new_weight, wide(scale, [-1, 1, *trailing]))
-            new_bias = None if new_bias is None else ctx.weight(aten.mul.Tensor, new_bias, wide(scale, [-1]))
-        if node in self.shifts:
-            new_bias = ctx.weight(aten.add.Tensor, new_bias, wide(env[self.shifts[node]], [-1]))
-        final_bias = None if new_bias is None else ctx.weight(aten.to.dtype, new_bias, dtype)
-        return (x, ctx.weight(aten.to.dtype, new_weight, dtype), final_bias, *args[3:])
 
 
 def _without_affine(ctx: Context, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -122,42 +85,52 @@ def _without_affine(ctx: Context, node: fx.Node, args: tuple[Any, ...]) -> tuple
 def find_folds(member: MemberGraph, is_shared: Callable[[str], bool]) -> Folds:
     """Find what can move.
 
-    Only scales that differ between members are worth it, and never into a layer whose weights are equal in all
-    members or used elsewhere too: those are kept once.
+    Never into a layer whose weights are used elsewhere too, nor what differs between members into one whose weights
+    are equal in all of them: those are kept once.
 
     Args:
         member: The member graph; it is not changed.
         is_shared: Is the state tensor of this name equal in all members?
     """
-    folds = Folds()
-    finder = _Finder(member, is_shared)
+    folds, scales = Folds(), Scales(member, is_shared)
+    finder = _Finder(member, scales, folds)
     for node in member.graph.nodes:
-        found = finder.scale_of(node)
-        if found is None:
-            continue
-        scale, channels = found
-        layers = finder.readers(node, channels, has_shift=scale.shift is not None)
-        if layers and not any(layer in folds.inputs for layer in layers):
-            folds.inputs.update(dict.fromkeys(layers, scale))
-            if node.target in NORMS:
-                folds.norms.add(node)
-            else:
-                folds.removed[node] = finder.scaled(node)
-        elif node.target is aten.mul.Tensor:
-            x = finder.scaled(node)
-            layer = finder.writer(x, channels)
-            if layer is not None and layer not in folds.outputs and scale.scale is not None:
-                folds.outputs[layer] = scale.scale
-                folds.removed[node] = x
-        elif scale.shift is not None:
-            _move_shift(folds, finder, scale, channels)
+        scale = scales.of(node)
+        if scale is not None and not _into_writer(folds, finder, scale) and not _into_readers(folds, finder, scale):
+            _move_shift(folds, finder, scale)
     return folds
 
 
-def _move_shift(folds: Folds, finder: _Finder, scale: _Scale, channels: int) -> None:
-    """Move the shift alone, if residual sums and layers are all that reads it."""
-    assert scale.shift is not None
-    found = finder.summed(scale.node, channels)
+def _into_writer(folds: Folds, finder: _Finder, scale: Scale) -> bool:
+    """Move it into the layer that alone writes what is scaled."""
+    if scale.node.target in NORMS:
+        return False
+    layer = finder.writer(scale.x, scale.channels, into_shared=scale.into_shared)
+    if layer is None:
+        return False
+    folds.outputs.setdefault(layer, []).append(scale)
+    folds.removed[scale.node] = scale.x
+    return True
+
+
+def _into_readers(folds: Folds, finder: _Finder, scale: Scale) -> bool:
+    """Move it into the layers that alone read what is scaled."""
+    layers = finder.readers(scale.node, scale)
+    if not layers or any(layer in folds.inputs for layer in layers):
+        return False
+    folds.inputs.update(dict.fromkeys(layers, scale))
+    if scale.node.target in NORMS:
+        folds.norms.add(scale.node)
+    else:
+        folds.removed[scale.node] = scale.x
+    return True
+
+
+def _move_shift(folds: Folds, finder: _Finder, scale: Scale) -> None:
+    """Move the shift of a norm alone, if residual sums and layers are all that reads it."""
+    if scale.shift is None or scale.node.target not in NORMS:
+        return
+    found = finder.summed(scale.node, replace(scale, scale=None))
     if found is None:
         return
     readers, writers = found
@@ -166,97 +139,47 @@ def _move_shift(folds: Folds, finder: _Finder, scale: _Scale, channels: int) -> 
     if any(layer in folds.inputs for layer in readers):
         return
     folds.shiftless.add(scale.node)
-    folds.inputs.update(dict.fromkeys(readers, _Scale(scale.node, None, scale.shift)))
+    folds.inputs.update(dict.fromkeys(readers, replace(scale, scale=None)))
     folds.shifts.update(dict.fromkeys(writers, scale.shift))
 
 
 class _Finder:
-    def __init__(self, member: MemberGraph, is_shared: Callable[[str], bool]) -> None:
-        self.member = member
-        self.is_shared = is_shared
+    """Finds the layers beside a scale."""
 
-    def state_of(self, node: Any) -> fx.Node | None:
-        """The state tensor a node is, or is a view of."""
-        while isinstance(node, fx.Node) and node not in self.member.state:
-            if node.target not in _VIEWS | SAME | {aten.unsqueeze.default}:
-                return None
-            node = node.args[0]
-        return node if isinstance(node, fx.Node) else None
+    def __init__(self, member: MemberGraph, scales: Scales, folds: Folds) -> None:
+        self._member = member
+        self._scales = scales
+        self._removed = folds.removed
 
-    def scaled(self, product: fx.Node) -> fx.Node:
-        """What a product with a state tensor, or a view of one, scales."""
-        first, second = cast(tuple[fx.Node, fx.Node], product.args)
-        return first if self.state_of(second) is not None else second
-
-    def _is_per_member(self, node: fx.Node | None) -> bool:
-        return node is not None and not self.is_shared(self.member.state[node])
-
-    def scale_of(self, node: fx.Node) -> tuple[_Scale, int] | None:
-        """The per-channel scale and shift that a node applies, and the dim of the channels in its result."""
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
-            return None
-        result = node.meta["val"]
-        if result.dtype not in _FOLDED_DTYPES:
-            return None
-        if node.target in NORMS and len(node.args[1]) == 1:  # type: ignore[arg-type]
-            scale, shift = (
-                cast(fx.Node | None, None if position is None or position >= len(node.args) else node.args[position])
-                for position in NORMS[cast(OpOverload, node.target)]
-            )
-            given = [part for part in (scale, shift) if part is not None]
-            if given and all(part in self.member.state for part in given) and any(map(self._is_per_member, given)):
-                return _Scale(node, scale, shift), result.dim() - 1
-        if node.target is aten.mul.Tensor:
-            return self._product(node, result)
-        return None
-
-    def _product(self, node: fx.Node, result: torch.Tensor) -> tuple[_Scale, int] | None:
-        states = [self.state_of(arg) for arg in node.args]
-        if (states[0] is None) == (states[1] is None):
-            return None
-        factor, x = (node.args[0], node.args[1]) if states[0] is not None else (node.args[1], node.args[0])
-        state = states[0] if states[0] is not None else states[1]
-        if not isinstance(factor, fx.Node) or not isinstance(x, fx.Node) or not self._is_per_member(state):
-            return None
-        scale = factor.meta["val"]
-        wide = [dim for dim in range(-scale.dim(), 0) if not same_size(scale.shape[dim], 1)]
-        if len(wide) != 1 or scale.dim() > result.dim() or scale.dtype != result.dtype:
-            return None
-        if x.meta["val"].dtype != result.dtype or x.meta["val"].dim() != result.dim():
-            return None
-        if not same_size(x.meta["val"].shape[wide[0]], scale.numel()):
-            return None
-        return _Scale(node, state, None), result.dim() + wide[0]
-
-    def readers(self, node: fx.Node, channels: int, *, has_shift: bool) -> list[fx.Node]:
-        """The layers that read a node's channels, if nothing else does; else an empty list."""
+    def readers(self, node: fx.Node, scale: Scale) -> list[fx.Node]:
+        """The layers that read the channels of `node`, scaled, if nothing else does; else an empty list."""
         layers: list[fx.Node] = []
         for user in node.users:
-            if self._takes_fold(user, node, channels, has_shift):
+            if self._takes_fold(user, node, scale):
                 layers.append(user)
                 continue
-            passed = _passed_on(user, node, channels)
-            further = [] if passed is None else self.readers(user, passed, has_shift=has_shift)
+            passed = passed_on(user, node, scale.channels)
+            further = [] if passed is None else self.readers(user, replace(scale, channels=passed))
             if not further:
                 return []
             layers.extend(further)
         return layers
 
-    def summed(self, node: fx.Node, channels: int) -> tuple[list[fx.Node], list[fx.Node]] | None:
+    def summed(self, node: fx.Node, scale: Scale) -> tuple[list[fx.Node], list[fx.Node]] | None:
         """The layers that read a node, and those that write what it is added to; None if anything else reads it."""
         readers: list[fx.Node] = []
         writers: list[fx.Node] = []
         for user in node.users:
-            if self._takes_fold(user, node, channels, has_shift=True):
+            if self._takes_fold(user, node, scale):
                 readers.append(user)
             elif user.target is aten.add.Tensor:
-                writer = self._writer_of_other(user, node, channels)
+                writer = self._writer_of_other(user, node, scale.channels)
                 if writer is None:
                     return None
                 writers.append(writer)
             else:
-                passed = _passed_on(user, node, channels)
-                further = None if passed is None else self.summed(user, passed)
+                passed = passed_on(user, node, scale.channels)
+                further = None if passed is None else self.summed(user, replace(scale, channels=passed))
                 if further is None:
                     return None
                 readers += further[0]
@@ -278,100 +201,37 @@ class _Finder:
         layer = self.writer(halves[0], channels)
         return layer if layer is not None and len(layer.args) > 2 and layer.args[2] is not None else None
 
-    def _takes_fold(self, layer: fx.Node, x: fx.Node, channels: int, has_shift: bool) -> bool:
-        if not self._is_layer(layer) or layer.args[0] is not x or list(layer.all_input_nodes).count(x) != 1:
-            return False
-        rank = x.meta["val"].dim()
-        if layer.target is aten.linear.default:
-            return bool(channels == rank - 1)
-        spatial = _CONVS[layer.target]  # type: ignore[index]
-        _, _, _, _, padding, _, groups = _conv_arguments(layer, spatial)
-        is_padded = any(padding) and has_shift  # the shift of a padded border is no constant
-        return bool(channels == rank - spatial - 1 and groups == 1 and not is_padded)
-
-    def writer(self, node: Any, channels: int) -> fx.Node | None:
+    def writer(self, node: Any, channels: int, *, into_shared: bool = False) -> fx.Node | None:
         """The layer whose output channels a node hands on, if nobody else reads them on the way."""
         while isinstance(node, fx.Node) and len(node.users) == 1:
-            if self._is_layer(node):
-                spatial = 0 if node.target is aten.linear.default else _CONVS[node.target]  # type: ignore[index]
-                return node if channels == node.meta["val"].dim() - spatial - 1 else None
-            source = node.args[0] if node.args else None
-            if not isinstance(source, fx.Node):
+            if self._is_layer(node, into_shared):
+                return node if channels == channel_dim(node) else None
+            before = (self._removed[node], channels) if node in self._removed else came_from(node, channels)
+            if before is None:
                 return None
-            before = (
-                [dim for dim in range(source.meta["val"].dim()) if _passed_on(node, source, dim) == channels]
-                if isinstance(source.meta.get("val"), torch.Tensor)
-                else []
-            )
-            if len(before) != 1:
-                return None
-            node, channels = source, before[0]
+            node, channels = before
         return None
 
-    def _is_layer(self, node: fx.Node) -> bool:
-        """A linear layer or convolution with weights of its own that differ between members."""
-        if node.target is not aten.linear.default and node.target not in _CONVS:
+    def _takes_fold(self, layer: fx.Node, x: fx.Node, scale: Scale) -> bool:
+        if not self._is_layer(layer, scale.into_shared):
+            return False
+        if layer.args[0] is not x or list(layer.all_input_nodes).count(x) != 1:
+            return False
+        if scale.shift is not None and (is_padded(layer) or layer.target in TRANSPOSED):
+            return False  # the shift is no constant at a border, nor where fewer filters overlap
+        return scale.channels == channel_dim(layer) and groups_of(layer) == 1
+
+    def _is_layer(self, node: fx.Node, into_shared: bool) -> bool:
+        """A linear layer or convolution with weights of its own; that differ between members, but for `into_shared`."""
+        if node.target not in LAYERS or node.kwargs:
             return False
         weight, bias = (*node.args, None)[1:3]
-        given = [weight] if bias is None else [weight, bias]
-        if node.kwargs or not all(map(self._is_own_state, given)):
-            return False
-        return self._is_per_member(self.state_of(weight))
+        given = [part for part in (weight, bias) if isinstance(part, fx.Node)]
+        return all(map(self._is_own_state, given)) and (into_shared or self._scales.differ(given[:1]))
 
-    def _is_own_state(self, node: Any) -> bool:
+    def _is_own_state(self, node: fx.Node) -> bool:
         """Is it a state tensor, or a view of one, that nothing else reads?"""
-        while isinstance(node, fx.Node) and len(node.users) == 1:
-            if node in self.member.state:
-                return True
-            node = node.args[0] if node.target in _VIEWS else None
-        return False
-
-
-def _conv_arguments(node: fx.Node, spatial: int) -> tuple[Any, ...]:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    defaults = (None, None, None, [1] * spatial, [0] * spatial, [1] * spatial, 1)
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return tuple(given.get(name, default) for name, default in zip(names, defaults, strict=True))
-
-
-def _passed_on(node: fx.Node, source: fx.Node, channels: int) -> int | None:
-    """The dim where the channels of `source` stand in the result of `node`, which changes no value; else None."""
-    result = node.meta.get("val")
-    if node.op != "call_function" or node.args[0] is not source or not isinstance(result, torch.Tensor):
-        return None
-    shape, args = source.meta["val"].shape, list(node.args)
-    rank = len(shape)
-    if node.target in SAME or node.target is aten.roll.default:
-        return channels
-    if node.target in (aten.permute.default, aten.transpose.int):
-        return order_of(node, rank).index(channels)
-    if node.target in _VIEWS:
-        return _kept_by_view(shape, result.shape, channels)
-    if node.target in (aten.slice.Tensor, aten.select.int):
-        dim = cast(int, args[1] if len(args) > 1 else 0) % rank
-        gone = node.target is aten.select.int and dim < channels
-        return None if dim == channels else channels - int(gone)
-    return None
-
-
-def _kept_by_view(shape: torch.Size, result: torch.Size, channels: int) -> int | None:
-    """Where a view keeps the channels: as the last dim, or where it only adds and takes away dims of size 1."""
-    if channels == len(shape) - 1 and len(result) > 0 and same_size(result[-1], shape[-1]):
-        return len(result) - 1
-    before = [dim for dim, size in enumerate(shape) if not same_size(size, 1)]
-    after = [dim for dim, size in enumerate(result) if not same_size(size, 1)]
-    if channels not in before or len(before) != len(after):
-        return None
-    if not all(same_size(shape[old], result[new]) for old, new in zip(before, after, strict=True)):
-        return None
-    return after[before.index(channels)]
-
-
-def order_of(node: fx.Node, rank: int) -> list[int]:
-    """The dims of the argument in the order of the result."""
-    if node.target is aten.permute.default:
-        return [dim % rank for dim in cast(list[int], node.args[1])]
-    order = list(range(rank))
-    first, second = cast(int, node.args[1]) % rank, cast(int, node.args[2]) % rank
-    order[first], order[second] = order[second], order[first]
-    return order
+        if len(node.users) != 1:
+            return False
+        is_view = node.target in VIEWS and len(node.all_input_nodes) == 1
+        return node in self._member.state or (is_view and self._is_own_state(node.all_input_nodes[0]))
