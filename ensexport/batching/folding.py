@@ -4,7 +4,7 @@ A batch norm in eval mode is a scale and a shift of the layer before it. A per-m
 `LayerNormalization` (see `rules/norm.py`); it would be two nodes a norm. Where linear layers or convolutions alone
 read the result, `norm(x) * g + b` followed by `W` is `norm(x)` followed by `W * g` with `W @ b` added to the bias.
 Where a residual sum reads it too, `b` alone moves: into the bias of the layer that writes the other half of the sum.
-A per-channel scale right behind a layer is a scale of its filters.
+A per-channel scale right behind a layer is a scale of its filters, and so is a number, such as attention's.
 
 Found once on the member graph (`find_folds`), which is not changed; `Folds` tells the engine what each op is batched
 with instead. After it, all values but those of the removed ops and of the layers before them are what they were.
@@ -23,6 +23,7 @@ from torch import fx
 from ensexport.batching.context import Context
 from ensexport.batching.folding_weights import folded_weights
 from ensexport.batching.layers import (
+    EVERYWHERE,
     LAYERS,
     TRANSPOSED,
     VIEWS,
@@ -205,7 +206,7 @@ class _Finder:
         """The layer whose output channels a node hands on, if nobody else reads them on the way."""
         while isinstance(node, fx.Node) and len(node.users) == 1:
             if self._is_layer(node, into_shared):
-                return node if channels == channel_dim(node) else None
+                return node if channels in (channel_dim(node), EVERYWHERE) else None
             before = (self._removed[node], channels) if node in self._removed else came_from(node, channels)
             if before is None:
                 return None
@@ -219,7 +220,7 @@ class _Finder:
             return False
         if scale.shift is not None and (is_padded(layer) or layer.target in TRANSPOSED):
             return False  # the shift is no constant at a border, nor where fewer filters overlap
-        return scale.channels == channel_dim(layer) and groups_of(layer) == 1
+        return scale.channels == EVERYWHERE or (scale.channels == channel_dim(layer) and groups_of(layer) == 1)
 
     def _is_layer(self, node: fx.Node, into_shared: bool) -> bool:
         """A linear layer or convolution with weights of its own; that differ between members, but for `into_shared`."""

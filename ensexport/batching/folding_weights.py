@@ -70,7 +70,7 @@ def _plus(ctx: Context, bias: Value | None, shift: Value) -> Value:
 def _scaled_outputs(ctx: Context, layer: fx.Node, weight: Value, vector: Value) -> Value:
     """Scale the filters of each output channel: `(O, ...)`, or `(I, O / groups, ...)` of a transposed convolution."""
     trailing = list(weight.shape[2:])
-    if layer.target not in TRANSPOSED:
+    if layer.target not in TRANSPOSED or vector.shape[0] == 1:
         scale = ctx.weight(aten.reshape.default, vector, [-1, 1, *[1] * len(trailing)])
         return ctx.weight(aten.mul.Tensor, weight, scale)
     groups, (inputs, outputs) = groups_of(layer), weight.shape[:2]

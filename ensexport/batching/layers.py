@@ -31,6 +31,21 @@ SAME = {
     aten.dropout.default,
 }
 VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
+_MOVES = {
+    *SAME,
+    *VIEWS,
+    aten.expand.default,
+    aten.permute.default,
+    aten.roll.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.squeeze.dim,
+    aten.transpose.int,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+}
+
+EVERYWHERE = -1  # in the place of a dim: one number for all channels
 
 
 def channel_dim(layer: fx.Node) -> int:
@@ -56,6 +71,8 @@ def passed_on(node: fx.Node, source: fx.Node, channels: int) -> int | None:
     result = node.meta.get("val")
     if node.op != "call_function" or node.args[0] is not source or not isinstance(result, torch.Tensor):
         return None
+    if channels == EVERYWHERE:
+        return EVERYWHERE if node.target in _MOVES else None
     shape = source.meta["val"].shape
     if node.target in (aten.permute.default, aten.transpose.int):
         return order_of(node, len(shape)).index(channels)
@@ -73,7 +90,7 @@ def came_from(node: fx.Node, channels: int) -> tuple[fx.Node, int] | None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), torch.Tensor):
         return None
-    dims = range(source.meta["val"].dim())
+    dims = [EVERYWHERE] if channels == EVERYWHERE else range(source.meta["val"].dim())
     before = [dim for dim in dims if passed_on(node, source, dim) == channels]
     return (source, before[0]) if len(before) == 1 else None
 

@@ -16,7 +16,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ensexport.batching.context import Context
-from ensexport.batching.layers import SAME, VIEWS
+from ensexport.batching.layers import EVERYWHERE, SAME, VIEWS
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.value import Value, same_size
 
@@ -25,9 +25,11 @@ aten = torch.ops.aten
 # op -> positions of scale and shift among its arguments
 NORMS = {aten.layer_norm.default: (2, 3), aten.rms_norm.default: (2, None)}
 _DTYPES = (torch.float32, torch.float64)
+_BY_A_NUMBER = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
+_SMALLEST = 1e-10  # of numbers that move: far smaller or larger ones could leave the range of float32
 
 Vector = Callable[[Context, Mapping[fx.Node, Any]], Value]
-"""Writes a vector of float64, one number a channel, into the weight graph."""
+"""Writes a vector of float64, one number a channel or one for all, into the weight graph."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Scale:
     Attributes:
         node: Whose result it is.
         x: What is scaled; for a norm, which does more than that, the norm itself.
-        channels: The dim of the channels in the result.
-        scale: None for 1.
+        channels: The dim of the channels in the result; EVERYWHERE for one number.
+        scale: None for 1; one number or one for each channel.
         shift: None for 0.
         into_shared: May it go into a layer that is equal in all members? That would not be so any more if it differs.
     """
@@ -67,6 +69,9 @@ class Scales:
             return self._norm(node, result)
         if node.target is aten.batch_norm.default or node.target is operator.getitem:
             return self._batch_norm(node)
+        number = _number(node, result)
+        if number is not None:
+            return number
         return self._product(node, result) if node.target is aten.mul.Tensor else None
 
     def state_of(self, node: Any) -> fx.Node | None:
@@ -151,6 +156,28 @@ def batch_norm_vectors(
         return ctx.weight(aten.sub.Tensor, wide(ctx, env[bias]), moved)
 
     return scale, shift
+
+
+def _number(node: fx.Node, result: torch.Tensor) -> Scale | None:
+    """A product with a number, or a quotient by one, that leaves weights as exact as they are."""
+    if node.target not in _BY_A_NUMBER or len(node.args) != 2 or node.kwargs:
+        return None
+    x, number = node.args
+    if not isinstance(x, fx.Node) or not isinstance(number, int | float) or isinstance(number, bool):
+        return None
+    if x.meta["val"].dtype != result.dtype or not _SMALLEST <= abs(number) <= 1 / _SMALLEST or _is_gated(x):
+        return None
+    factor = float(number) if node.target in (aten.mul.Tensor, aten.mul.Scalar) else 1 / number
+
+    def scale(ctx: Context, env: Mapping[fx.Node, Any]) -> Value:
+        return ctx.constant(aten.full.default, [1], factor, dtype=torch.float64)
+
+    return Scale(node, x, EVERYWHERE, scale, None)
+
+
+def _is_gated(node: fx.Node) -> bool:
+    """Is it a product of two activations? ONNX Runtime knows a GELU that is written out by the number behind one."""
+    return node.target is aten.mul.Tensor and len(node.all_input_nodes) == 2
 
 
 def _vector(node: fx.Node | None) -> Vector | None:
