@@ -64,7 +64,7 @@ def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHE
     if strategy not in STRATEGIES[:-1]:
         raise UsageError(f"unknown strategy {strategy!r}: expected one of {', '.join(map(repr, STRATEGIES))}.")
     if strategy == "auto":
-        return {"strategy": strategy, "placement": rules.placement(batches)}
+        return {"strategy": strategy, "placement": rules.placement(batches), "merges": rules.merges}
     return {"strategy": strategy}
 
 

@@ -33,21 +33,12 @@ def channels_first(member: MemberGraph) -> MemberGraph:
     a permute to channels last and the permute back, where nothing else reads the values in between. The graph itself
     is returned if there is no such stretch.
     """
-    stretches = [part for part in _stretches(member) if any(node.target is aten.linear.default for node in part.nodes)]
-    if not stretches:
+    if not _stretches(member):
         return member
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.graph_copy(member.graph, copies)
-    graph.output(tuple(copies[node] for node in member.outputs))
-    for stretch in stretches:
-        _rewrite(graph, [copies[node] for node in stretch.nodes], [copies[node] for node in stretch.ends])
-    return replace(
-        member,
-        graph=graph,
-        inputs={name: copies[node] for name, node in member.inputs.items()},
-        state={copies[node]: name for node, name in member.state.items()},
-        outputs=tuple(graph.output_node().args[0]),  # type: ignore[arg-type]
-    )
+    copied = member.copied()
+    for stretch in _stretches(copied):
+        _rewrite(copied.graph, stretch.nodes, stretch.ends)
+    return replace(copied, outputs=tuple(copied.graph.output_node().args[0]))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -59,7 +50,7 @@ class _Stretch:
 
 
 def _stretches(member: MemberGraph) -> list[_Stretch]:
-    """Connected sets of nodes that only permutes lead into and out of."""
+    """Connected sets of nodes, linear layers among them, that only permutes lead into and out of."""
     part_of: dict[fx.Node, _Stretch] = {}
     weights = set(member.state)
     for node in member.graph.nodes:
@@ -80,6 +71,8 @@ def _stretches(member: MemberGraph) -> list[_Stretch]:
     found = []
     for stretch in {id(part): part for part in part_of.values()}.values():
         stretch.nodes.sort(key=places.__getitem__)
+        if not any(node.target is aten.linear.default for node in stretch.nodes):
+            continue
         further = [user for node in stretch.nodes for user in node.users if user not in stretch.nodes]
         if not any(node in member.outputs for node in stretch.nodes) and all(map(_ends, further)):
             found.append(replace(stretch, ends=list(dict.fromkeys(further))))

@@ -25,6 +25,7 @@ from ensexport.batching.context import Context, shared_value
 from ensexport.batching.folding import Folds, find_folds
 from ensexport.batching.ladder import StepError, UnbatchableError, branched, climb_down
 from ensexport.batching.member_graph import MemberGraph
+from ensexport.batching.merging import merge_linears
 from ensexport.batching.placement import HEAVY, Placement, Site, differing_nodes, stages_of
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
@@ -88,6 +89,7 @@ def batch_graph(
     strategy: str = "auto",
     placement: Placement | None = None,
     chunks: int = 1,
+    merges: bool = False,
 ) -> BatchedGraph:
     """Write the batched graph of `n_members` members.
 
@@ -101,13 +103,15 @@ def batch_graph(
         placement: Chooses the ops of a batched graph that run once a member; none by default.
         chunks: Batch the members in so many groups, one after the other, so that a group's activations fit into a
             cache; at most N.
+        merges: Write the linear layers that read one activation as one.
 
     Raises:
         ExportError: No step of the ladder takes some op; names op and source line.
     """
     if strategy != "unrolled":
         try:
-            return _Walk(member, n_members, shared_state, per_member, member_axis).batched(strategy, placement, chunks)
+            walk = _Walk(member, n_members, shared_state, per_member, member_axis)
+            return walk.batched(strategy, placement, chunks, merges=merges)
         except UnbatchableError as error:
             if strategy == "stacked":
                 raise ExportError(f"cannot batch {error}.", hint="Use --strategy auto or unrolled.") from error
@@ -139,9 +143,10 @@ class _Walk:
         self.apart: frozenset[fx.Node] = frozenset()
         self.stages: tuple[Stage, ...] = ()
 
-    def batched(self, strategy: str, placement: Placement | None, chunks: int) -> BatchedGraph:
+    def batched(self, strategy: str, placement: Placement | None, chunks: int, *, merges: bool) -> BatchedGraph:
         """Batch op by op, the members all at once or in chunks."""
         self.member = activation_scales(channels_first(self.member))
+        self.member = merge_linears(self.member, self._is_shared) if merges else self.member
         if placement is not None and self.n_members > 1:
             differing = differing_nodes(self.member, self._is_shared, self.per_member)
             site = Site(self.member, self.n_members, differing)

@@ -231,8 +231,11 @@ class _Finder:
         return all(map(self._is_own_state, given)) and (into_shared or self._scales.differ(given[:1]))
 
     def _is_own_state(self, node: fx.Node) -> bool:
-        """Is it a state tensor, or a view of one, that nothing else reads?"""
-        if len(node.users) != 1:
+        """Is it a state tensor, a view of one or several joined, that nothing else reads?"""
+        if sum(user.target is not aten.new_zeros.default for user in node.users) != 1:
             return False
-        is_view = node.target in VIEWS and len(node.all_input_nodes) == 1
-        return node in self._member.state or (is_view and self._is_own_state(node.all_input_nodes[0]))
+        if node in self._member.state or node.target is aten.new_zeros.default:
+            return True
+        if node.target is aten.cat.default or node.target in VIEWS:
+            return all(map(self._is_own_state, node.all_input_nodes))
+        return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,16 @@ class MemberGraph:
     def output_values(self) -> tuple[torch.Tensor, ...]:
         """Fake values of the outputs: one member's shapes and dtypes."""
         return tuple(node.meta["val"] for node in self.outputs)
+
+    def copied(self) -> MemberGraph:
+        """The same on a graph of its own, which may be changed."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.graph_copy(self.graph, copies)
+        outputs = tuple(copies[node] for node in self.outputs)
+        graph.output(outputs)
+        inputs = {name: copies[node] for name, node in self.inputs.items()}
+        state = {copies[node]: name for node, name in self.state.items()}
+        return replace(self, graph=graph, inputs=inputs, state=state, outputs=outputs)
 
 
 class _FlatMember(nn.Module):

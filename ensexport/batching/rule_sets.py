@@ -35,13 +35,13 @@ class RuleSet:
         provider: Where ONNX files are checked and timed: `cpu`, `cuda` or `tensorrt`.
         margin: What running apart must gain to be chosen, as a factor: tables have their noise, and a batched graph is
             the smaller one.
-        merge_linears: Join linear layers that read the same input.
+        merges: Join linear layers that read the same input.
     """
 
     name: str
     provider: str
     margin: float
-    merge_linears: bool
+    merges: bool
 
     def placement(self, batches: Sequence[int] = BATCHES) -> Placement:
         """The rule that places the heavy ops, for some batch sizes."""
@@ -64,10 +64,10 @@ class RuleSet:
 
 
 _SETS = {
-    "portable": RuleSet("portable", "cpu", 1.25, merge_linears=False),
-    "cpu": RuleSet("cpu", "cpu", 1.015, merge_linears=False),
-    "cuda": RuleSet("cuda", "cuda", 1.015, merge_linears=True),
-    "tensorrt": RuleSet("tensorrt", "tensorrt", 1.015, merge_linears=True),
+    "portable": RuleSet("portable", "cpu", 1.25, merges=False),
+    "cpu": RuleSet("cpu", "cpu", 1.015, merges=False),
+    "cuda": RuleSet("cuda", "cuda", 1.015, merges=True),
+    "tensorrt": RuleSet("tensorrt", "tensorrt", 1.015, merges=True),
 }
 TARGETS = tuple(_SETS)
 

@@ -83,8 +83,8 @@ class Scales:
         return node if isinstance(node, fx.Node) else None
 
     def differ(self, nodes: Iterable[fx.Node]) -> bool:
-        """Is any of these, state tensors or views of them, not the same for all members?"""
-        states = [self.state_of(node) for node in nodes]
+        """Is any of these, state tensors, views of them or several joined, not the same for all members?"""
+        states = [self.state_of(part) for node in nodes for part in joined_parts(node)]
         return any(state is not None and not self._is_shared(self._member.state[state]) for state in states)
 
     def _norm(self, node: fx.Node, result: torch.Tensor) -> Scale | None:
@@ -178,6 +178,11 @@ def _number(node: fx.Node, result: torch.Tensor) -> Scale | None:
 def _is_gated(node: fx.Node) -> bool:
     """Is it a product of two activations? ONNX Runtime knows a GELU that is written out by the number behind one."""
     return node.target is aten.mul.Tensor and len(node.all_input_nodes) == 2
+
+
+def joined_parts(node: fx.Node) -> list[fx.Node]:
+    """The weights that are joined, or the one weight itself."""
+    return cast(list[fx.Node], node.args[0]) if node.target is aten.cat.default else [node]
 
 
 def _vector(node: fx.Node | None) -> Vector | None:
