@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from ensexport.batching.folding import SAME
+from ensexport.batching.layers import SAME
 from ensexport.batching.member_graph import MemberGraph
 
 aten = torch.ops.aten
