@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test check fix bench samples zoo clean
+.PHONY: demo test check fix bench bench-gpu samples zoo clean
 
 demo: $(INSTALLED)  ## train ten networks on handwritten digits, pack, prove, evaluate, time
 	@$(RUN) sh samples/digits/demo.sh
@@ -22,8 +22,11 @@ fix: $(INSTALLED)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(INSTALLED)  ## the numbers of docs/bench.md: a minute each, on a machine that does nothing else
-	@$(RUN) sh samples/tutorial/bench.sh
+bench: $(INSTALLED)  ## write docs/benchmarks.md: the standard set, on a machine that does nothing else; takes hours
+	$(BIN)/python samples/benchmarks/run.py
+
+bench-gpu: $(INSTALLED)  ## its part on CUDA, half an hour; where the layers were timed first, a table for the packer too
+	@$(RUN) sh samples/benchmarks/gpu.sh
 
 samples: demo
 	@$(RUN) sh samples/tutorial/run.sh

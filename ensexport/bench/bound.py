@@ -20,7 +20,7 @@ import onnxruntime as ort
 from ensexport.bench.alternatives import member_feeds
 from ensexport.compare import Array
 from ensexport.errors import UsageError
-from ensexport.runtime.onnx_runner import OnnxRunner
+from ensexport.runtime.onnx_runner import OnnxRunner, tf32_options
 from ensexport.timing.graphs import Feed, Job
 
 _GRAPH_OPTIONS = {"cuda": {"enable_cuda_graph": "1"}, "tensorrt": {"trt_cuda_graph_enable": "1"}}
@@ -62,8 +62,10 @@ class Bound:
         self._job = job
         self._device = "cpu" if job["provider"] == "cpu" else "cuda"
         self._is_loop = is_loop
-        options = _GRAPH_OPTIONS[job["provider"]] if with_graphs else {}
         provider = job["provider"]
+        options = tf32_options(provider, tf32=job.get("tf32", False))
+        if with_graphs:
+            options |= _GRAPH_OPTIONS[provider]
         self._runners = [OnnxRunner(Path(path), provider=provider, provider_options=options) for path in paths]
         if not all(runner.is_plain for runner in self._runners):
             raise UsageError("bfloat16 inputs or outputs are not bound here: NumPy has no such dtype.")

@@ -43,6 +43,7 @@ def count(
     *,
     n_members: int,
     provider: str,
+    tf32: bool = False,
 ) -> Counts:
     """Add kernels and roofline to timings.
 
@@ -55,6 +56,7 @@ def count(
         metadata: What the artifact says of itself.
         n_members: How many members it was measured with.
         provider: Where.
+        tf32: Were float32 products computed in TF32?
     """
     rows: list[Row] = []
     works: list[Mapping[str, Any]] = []
@@ -65,7 +67,7 @@ def count(
         floor = None
         try:
             work = count_work(graph, feed) if graph else None
-            peak = measure_peak(provider, work.dtype) if work else None
+            peak = measure_peak(provider, work.dtype, tf32=tf32) if work else None
         except EnsexportError:
             work = peak = None
         if work is not None and peak is not None:

@@ -13,20 +13,21 @@ import torch
 from ensexport.timing.measure import BLOCK_S
 
 
-def describe_environment(provider: str, mode: str, reason: str) -> dict[str, Any]:
+def describe_environment(provider: str, mode: str, reason: str, *, tf32: bool = False) -> dict[str, Any]:
     """Return versions, processor, threads and method.
 
     Args:
         provider: `cpu`, `cuda` or `tensorrt`.
         mode: `interleaved` or `isolated`.
         reason: Why this mode, if it was not asked for.
+        tf32: May CUDA compute products of float32 in TF32?
     """
     others = "the artifact and one alternative at a time" if mode == "isolated" else "all at a time"
     return {
         "provider": provider,
         "threads": n_cores(),
         "processor": _processor(),
-        **({} if provider == "cpu" else {"device": _device(), "tf32": False}),
+        **({} if provider == "cpu" else {"device": _device(), "tf32": tf32}),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "onnxruntime": ort.__version__,

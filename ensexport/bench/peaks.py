@@ -16,7 +16,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from ensexport.errors import ProviderError
-from ensexport.runtime.onnx_runner import make_session
+from ensexport.runtime.onnx_runner import make_session, tf32_options
 from ensexport.runtime.torch_runner import array_from_tensor
 
 _TRY_S = 0.9  # how long products, and how long copies, are tried
@@ -52,7 +52,7 @@ class Peak:
 
 
 @functools.cache
-def measure_peak(provider: str, dtype: str) -> Peak:
+def measure_peak(provider: str, dtype: str, *, tf32: bool = False) -> Peak:
     """Measure what this machine does at best, in about a second; once a process.
 
     Large matrix products in ONNX Runtime, on tensors that lie on the device; copies and sums of tensors of several
@@ -61,18 +61,19 @@ def measure_peak(provider: str, dtype: str) -> Peak:
     Args:
         provider: `cpu`, `cuda` or `tensorrt`.
         dtype: Of the product: `float32`, `float16`, `bfloat16` or `float64`.
+        tf32: Let CUDA compute a product of float32 in TF32.
 
     Raises:
         ProviderError: The provider is not there.
         ArtifactError: It has no matrix product of this dtype.
     """
     device = "cpu" if provider == "cpu" else "cuda"
-    flops_per_s = max(_product_speed(provider, device, dtype, side) for side in _SIDES[provider])
+    flops_per_s = max(_product_speed(provider, device, dtype, side, tf32=tf32) for side in _SIDES[provider])
     by_size = tuple((size, _copy_speed(size, device)) for size in _COPIES)
     return Peak(flops_per_s, by_size[-1][1], by_size[:-1])
 
 
-def _product_speed(provider: str, device: str, dtype: str, side: int) -> float:
+def _product_speed(provider: str, device: str, dtype: str, side: int, *, tf32: bool) -> float:
     factor = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(_TORCH_DTYPES[dtype]) / side**0.5
     weight = array_from_tensor(factor)
     kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
@@ -85,7 +86,7 @@ def _product_speed(provider: str, device: str, dtype: str, side: int) -> float:
     with tempfile.TemporaryDirectory(prefix="ensexport-peak-") as folder:
         path = Path(folder) / "product.onnx"
         onnx.save(model, path)
-        session = make_session(path, provider, options)
+        session = make_session(path, provider, options, tf32_options(provider, tf32=tf32))
     _check_cuda(provider, device)
     on_device = factor.to(device)
     binding = session.io_binding()

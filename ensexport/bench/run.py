@@ -45,9 +45,11 @@ def bench(
     batches: Sequence[int] = (1, 8, 64),
     n_members: Sequence[int] | None = None,
     blocks: int = 30,
+    budget_s: float | None = None,
     provider: str = "cpu",
     alternatives: Sequence[str] | None = None,
     mode: str | None = None,
+    tf32: bool = False,
     on_stage: OnStage | None = None,
 ) -> BenchReport:
     """Time an artifact against the loops its user would write otherwise.
@@ -61,10 +63,13 @@ def bench(
         batches: Batch sizes; without effect if the artifact has no dynamic batch.
         n_members: Sizes of ensembles of the first members, packed for the measurement; by default the artifact's own.
         blocks: Rounds of interleaved blocks.
+        budget_s: Fewer rounds, but at least seven, where the slowest alternative would need more seconds for its blocks
+            at one batch size.
         provider: `cpu`, `cuda` or `tensorrt`.
         alternatives: What to compare with; by default all there is.
         mode: `interleaved`: all alternatives take turns; `isolated`: only the artifact and one alternative are in
             memory at a time. By default interleaved, unless that would take more than half of the memory there is.
+        tf32: On CUDA, let float32 products be computed in TF32, the artifact's and the alternatives' alike.
         on_stage: Called as `(stage, done, total)`.
 
     Raises:
@@ -102,15 +107,18 @@ def bench(
     for size in sizes:
         own = members if size == len(members) else load_members(paths[:size], **source)
         with tempfile.TemporaryDirectory(prefix="ensexport-bench-") as folder:
-            setup = _Setup(path, metadata, own, Path(folder), wanted, source, paths[:size], provider, tell)
+            setup = _Setup(path, metadata, own, Path(folder), wanted, source, paths[:size], provider, tf32, tell)
             setup.make(batches)
-            timings = setup.timed(blocks, found_mode)
+            timings = setup.timed(blocks, budget_s, found_mode)
             tell("profile", 0, 0)
-            counts.append(count(setup.files, setup.feeds, timings, metadata, n_members=size, provider=provider))
+            own_counts = count(
+                setup.files, setup.feeds, timings, metadata, n_members=size, provider=provider, tf32=tf32
+            )
+            counts.append(own_counts)
         rows += counts[-1].rows
         prefix = f"with {size} members: " if len(sizes) > 1 else ""
         left_out |= {kind: prefix + why for kind, why in setup.files.left_out.items()}
-    environment = describe_environment(provider, found_mode, reason)
+    environment = describe_environment(provider, found_mode, reason, tf32=tf32)
     peaks = next((entry.peak for entry in counts if entry.peak), {})
     return BenchReport(
         tuple(rows), {**environment, **peaks}, left_out, tuple(entry for found in counts for entry in found.work)
@@ -158,6 +166,7 @@ class _Setup:
     source: Mapping[str, Any]
     checkpoints: Sequence[str]
     provider: str
+    tf32: bool
     tell: OnStage
     feeds: Feeds = field(default_factory=dict)
     files: Files = field(default_factory=lambda: Files(Path()))
@@ -179,18 +188,18 @@ class _Setup:
         if "torch-compile" in self.alternatives and not any(shutil.which(name) for name in compilers if name):
             self.files.left_out["torch-compile"] = "there is no C++ compiler (g++ or clang++), which it needs."
 
-    def timed(self, blocks: int, mode: str) -> dict[int | None, list[Timing]]:
+    def timed(self, blocks: int, budget_s: float | None, mode: str) -> dict[int | None, list[Timing]]:
         """Time all alternatives, or one after the other, each against the artifact."""
         kinds = [kind for kind in ("packed-again", *self.alternatives) if kind not in self.files.left_out]
         if mode == "interleaved":
-            return self._together(["packed", *kinds], blocks)
+            return self._together(["packed", *kinds], blocks, budget_s)
         timings: dict[int | None, list[Timing]] = {batch: [] for batch in self.feeds}
         for kind in kinds:
-            for batch, (packed, *others) in self._together(["packed", kind], blocks).items():
+            for batch, (packed, *others) in self._together(["packed", kind], blocks, budget_s).items():
                 timings[batch] += [packed, *others] if not timings[batch] else others
         return timings
 
-    def _together(self, kinds: Sequence[str], blocks: int) -> dict[int | None, list[Timing]]:
+    def _together(self, kinds: Sequence[str], blocks: int, budget_s: float | None) -> dict[int | None, list[Timing]]:
         """Time alternatives that take turns; the first is the artifact."""
         timings: dict[int | None, list[Timing]] = {}
         for_one_batch = {kind for kind, _ in self.files.by_batch}
@@ -206,7 +215,7 @@ class _Setup:
                     more = self._agreeing([workers[0], *self._started(inner, jobs)], feed)[1:] if jobs else []
                     taking_turns = [worker for worker in workers if worker.name not in self.files.left_out]
                     workers_now = sorted([*taking_turns, *more], key=lambda worker: kinds.index(worker.name))
-                    timings[batch] = measure(workers_now, feed, blocks=blocks)
+                    timings[batch] = measure(workers_now, feed, blocks=blocks, budget_s=budget_s)
         return timings
 
     def _job(self, kind: str, batch: int | None) -> dict[str, Any]:
@@ -222,6 +231,7 @@ class _Setup:
             "outputs": self.metadata["outputs"],
             "per_member": self.metadata["per_member"],
             "provider": self.provider,
+            "tf32": self.tf32,
             "threads": n_cores(),
             "member_paths": self.files.member_paths(len(self.members)),
         }
@@ -254,7 +264,7 @@ class _Setup:
         kept = [workers[0]]
         for worker in workers[1:]:
             with self._leaving_out(worker.name):
-                _check_same(worker.name, reference, self._by_member(worker, path))
+                _check_same(worker.name, reference, self._by_member(worker, path), tf32=self.tf32)
                 kept.append(worker)
         return kept
 
@@ -264,11 +274,12 @@ class _Setup:
         return {name: np.moveaxis(value, axis, 0) for name, value in worker.outputs(feed).items()}
 
 
-def _check_same(kind: str, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+def _check_same(kind: str, expected: Mapping[str, Array], outputs: Mapping[str, Array], *, tf32: bool) -> None:
     """Compare at ten times the floor of the proof: two roundings may lie on different sides of the truth."""
+    floors = Tolerance.FLOORS | ({"float32": Tolerance.FLOORS["float16"]} if tf32 else {})  # as long a mantissa
     for name, reference in expected.items():
         difference = compare_arrays(reference, outputs[name])
-        bound = 10 * Tolerance.FLOORS.get(str(reference.dtype), 0.0)
+        bound = 10 * floors.get(str(reference.dtype), 0.0)
         if difference.max_rel > bound:
             where = f" at member {difference.index[0]}" if difference.index else ""
             raise MismatchError(

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from ensexport.bench.alternatives import member_feeds, stacked
 from ensexport.compare import Array
-from ensexport.runtime.onnx_runner import OnnxRunner
+from ensexport.runtime.onnx_runner import OnnxRunner, tf32_options
 from ensexport.timing.graphs import Feed, Job, Run
 
 
@@ -57,7 +57,12 @@ def _runners(job: Job, **options: Any) -> list[OnnxRunner]:
     session_options = ort.SessionOptions()
     for name, value in options.items():
         setattr(session_options, name, value)
-    return [OnnxRunner(Path(path), provider=job["provider"], options=session_options) for path in job["member_paths"]]
+    common: dict[str, Any] = {"provider": job["provider"], "provider_options": _provider_options(job)}
+    return [OnnxRunner(Path(path), options=session_options, **common) for path in job["member_paths"]]
+
+
+def _provider_options(job: Job) -> dict[str, str]:
+    return tf32_options(job["provider"], tf32=job.get("tf32", False))
 
 
 def _call(runner: OnnxRunner) -> Callable[[Feed], Sequence[Array]]:

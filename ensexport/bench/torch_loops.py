@@ -71,5 +71,6 @@ def job_device(job: Job) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ProviderError("torch sees no CUDA device.", hint="Install a torch built for CUDA.")
-    torch.backends.cudnn.allow_tf32 = False  # like the sessions it is compared with
+    tf32 = job.get("tf32", False)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # like the sessions beside it
     return torch.device("cuda")

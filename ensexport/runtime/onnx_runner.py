@@ -129,6 +129,11 @@ def make_session(
     return session
 
 
+def tf32_options(provider: str, *, tf32: bool) -> dict[str, str]:
+    """Options of a provider that let it compute products of float32 in TF32; only CUDA's has one."""
+    return {"use_tf32": "1"} if tf32 and provider == "cuda" else {}
+
+
 @functools.cache
 def check_provider(provider: str) -> None:
     """Find out whether a provider runs here, on the smallest graph there is.

@@ -14,10 +14,11 @@ Run = Callable[[Feed], dict[str, Array]]
 
 
 def onnx(job: Job) -> Run:
-    """An ONNX file: the job's `path` and `provider`."""
-    from ensexport.runtime.onnx_runner import OnnxRunner
+    """An ONNX file: the job's `path`, `provider` and, where float32 products may be computed in TF32, `tf32`."""
+    from ensexport.runtime.onnx_runner import OnnxRunner, tf32_options
 
-    return OnnxRunner(Path(job["path"]), provider=job["provider"]).run
+    options = tf32_options(job["provider"], tf32=job.get("tf32", False))
+    return OnnxRunner(Path(job["path"]), provider=job["provider"], provider_options=options).run
 
 
 def torch(job: Job) -> Run:

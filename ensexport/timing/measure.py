@@ -31,6 +31,7 @@ from ensexport.timing.exchange import read_feed, write_feed
 from ensexport.timing.graphs import maker_of
 
 BLOCK_S = 0.02
+FEWEST_BLOCKS = 7  # a median of fewer says little
 _WARM_SHARE = 0.1  # of a block: brings the weights back into the caches and the threads out of their sleep
 _WARM_UP_S = 0.01  # at most, for each block that will be measured
 _CAN_STOP = hasattr(signal, "SIGSTOP")
@@ -186,10 +187,19 @@ def _rebuilt(name: str, answer: Mapping[str, Any]) -> EnsexportError:
     return BenchError(f"'{name}' fails when it is run: {answer['error']}")
 
 
-def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int) -> list[Timing]:
+def measure(
+    workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int, budget_s: float | None = None
+) -> list[Timing]:
     """Time all workers on one feed in interleaved blocks; the first worker is what ratios refer to.
 
-    Each block is about 20 ms of one alternative; the order within a round changes from round to round.
+    Each block is about 20 ms of one alternative, one call where that takes longer; the order within a round changes
+    from round to round.
+
+    Args:
+        workers: What to time.
+        feed: The inputs.
+        blocks: Rounds.
+        budget_s: Fewer rounds, but at least seven, where the blocks of the slowest worker would take longer together.
 
     Raises:
         BenchError: A worker fails.
@@ -199,7 +209,11 @@ def measure(workers: Sequence[Worker], feed: Mapping[str, Array], *, blocks: int
         write_feed(path, feed)
         for worker in workers:
             worker.reset_memory()
-        repeats = {worker.name: _calibrated(worker, path, limit_s=blocks * _WARM_UP_S) for worker in workers}
+        found = {worker.name: _calibrated(worker, path, limit_s=blocks * _WARM_UP_S) for worker in workers}
+        repeats = {name: max(1, int(np.ceil(BLOCK_S / call_s))) for name, call_s in found.items()}
+        if budget_s is not None:
+            slowest_s = max(repeats[name] * call_s for name, call_s in found.items())
+            blocks = min(blocks, max(FEWEST_BLOCKS, int(budget_s / slowest_s)))
         times: dict[str, list[float]] = {worker.name: [] for worker in workers}
         order = np.random.default_rng(0)
         for _ in range(blocks):
@@ -261,18 +275,21 @@ def time_files(
         return [measure(workers, feed, blocks=blocks) for feed in feeds]
 
 
-def _calibrated(worker: Worker, feed: Path, *, limit_s: float) -> int:
-    """Warm up until three medians agree within 2 % (or time is up), and return the calls that fill a block."""
+def _calibrated(worker: Worker, feed: Path, *, limit_s: float) -> float:
+    """Warm up until three medians agree within 2 % (or time is up), and return the seconds of one call."""
+    begin = time.perf_counter()
+    first = worker.seconds(feed, 1)
+    if time.perf_counter() - begin > limit_s:
+        return first
     repeats = 1
     medians: list[float] = []
-    begin = time.perf_counter()
     while not medians or time.perf_counter() - begin < limit_s:
         medians.append(float(np.median([worker.seconds(feed, repeats) for _ in range(3)])) / repeats)
         repeats = max(1, int(np.ceil(BLOCK_S / 4 / medians[-1])))
         last = medians[-3:]
         if len(last) == 3 and max(last) <= 1.02 * min(last):
             break
-    return max(1, int(np.ceil(BLOCK_S / medians[-1])))
+    return medians[-1]
 
 
 def summarise(alternative: str, seconds: npt.NDArray[np.float64], packed: npt.NDArray[np.float64]) -> Timing:
