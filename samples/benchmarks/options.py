@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", help="batch sizes; default: the workload's own")
     parser.add_argument("--provider", default="cpu", help="cpu, cuda, or cuda,tensorrt: what does not load is left out")
     parser.add_argument("--dtype", default="float32", help=f"some of {','.join(DTYPES)}")
-    parser.add_argument("--target", choices=("portable",), default="portable", help="what the files are packed for")
+    parser.add_argument("--target", choices=("cpu", "portable"), default="cpu", help="what CPU files are packed for")
     parser.add_argument("--blocks", type=int, help="rounds, default 30")
     parser.add_argument("--budget-s", type=float, help="seconds of each row, default 3; at least 7 rounds are made")
     parser.add_argument("--max-call-s", type=float, default=4.0, help="leave out what would take longer, default 4")

@@ -28,10 +28,10 @@ from workloads import write_members
 
 import ensexport
 from ensexport.bench.files import make_feeds
-from ensexport.bench.measure import time_files
 from ensexport.bench.run import bench
 from ensexport.runtime import read_metadata
 from ensexport.runtime.onnx_runner import check_provider
+from ensexport.timing.measure import time_files
 
 HERE = Path(__file__).parent
 
@@ -66,7 +66,7 @@ def measured(job: Job, batches: Sequence[int], options: argparse.Namespace, runs
         "provider": provider,
         "dtype": dtype,
         "n_members": n_members,
-        "target": options.target,
+        "target": options.target if provider == "cpu" else provider,
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "command": f"python samples/benchmarks/run.py {shlex.join(sys.argv[1:])}".strip(),
         "results": [],
@@ -101,7 +101,7 @@ def measure(
         artifact,
         inputs=[workload.input_spec(dtype)],
         per_member=workload.per_member,
-        provider=provider,
+        target=options.target if provider == "cpu" else provider,
         **proof,
     )
     run["pack"] = {
@@ -109,11 +109,13 @@ def measure(
         "proof": "batch 2, one seed" if workload.is_large else "default",
         "max_error": report.validation.to_dict()["max_error"],
         "strategy": report.plan.strategy,
+        "layers": sum(stage.layers for stage in report.plan.stages),
+        "apart": sum(stage.layers for stage in report.plan.stages if stage.form == "apart"),
         "size_bytes": sum(path.stat().st_size for path in folder.glob("ensemble.onnx*")),
     }
     feed = make_feeds(read_metadata(artifact), members, (1,))[1]
     del members
-    once_s = time_files({"packed": artifact}, feed, provider=provider, blocks=3)[0].median_ms / 1e3
+    once_s = time_files({"packed": artifact}, [feed], provider=provider, blocks=3)[0][0].median_ms / 1e3
     chosen = list(affordable(batches, once_s, options.max_call_s, run))
     say(f"  packed in {run['pack']['seconds']:.0f} s, {once_s * 1e3:.3g} ms at batch 1; measuring batch {chosen}")
     if not chosen:
