@@ -166,7 +166,8 @@ def _cheap(probes: Sequence[Probe], specs: Sequence[TensorSpec], per_member: Seq
     """Fewer probes for members that take seconds: one seed, and the same few rows at every batch size.
 
     Where a member treats its rows one by one, which the loop finds out at the small sizes, it need not be run again
-    on the same rows at the large ones. The artifact is run at all of them.
+    on the same rows at the large ones. The artifact is run at all of them. Not so beside an input of integers without
+    the batch dim: they may be row numbers, and the rows they point at do not follow.
     """
     batch = batch_dim(specs)
     first = [probe for probe in probes if probe.seed == probes[0].seed]
@@ -176,6 +177,7 @@ def _cheap(probes: Sequence[Probe], specs: Sequence[TensorSpec], per_member: Seq
         return [replace(probe, is_brief=True) for probe in first]
     base = max(bases, key=lambda probe: probe.batch or 0)
     ordered = [base, *(probe for probe in usual if probe is not base)]
+    has_row_numbers = any(spec.dims and batch not in spec.dims and spec.dtype.startswith("int") for spec in specs)
     made = [base]
     for probe in ordered[1:]:
         feed = {}
@@ -186,7 +188,9 @@ def _cheap(probes: Sequence[Probe], specs: Sequence[TensorSpec], per_member: Seq
                     rows = torch.arange(probe.batch or 0) % (base.batch or 1)
                     tensor = tensor.index_select(dim + (spec.name in per_member), rows)
             feed[spec.name] = tensor
-        made.append(Probe({**base.sizes, batch: probe.batch or 0}, probe.batch, base.seed, feed, base=0, is_brief=True))
+        sizes = {**base.sizes, batch: probe.batch or 0}
+        own = None if has_row_numbers else 0
+        made.append(Probe(sizes, probe.batch, base.seed, feed, base=own, is_brief=True))
     return [*made, *(replace(probe, is_brief=True) for probe in first if probe.is_extreme)]
 
 

@@ -198,3 +198,15 @@ def test_offsets_of_bags_rise_from_0_to_the_number_of_ids():
         assert starts.equal(starts.sort().values)
         assert starts[-1] == probe.sizes["t"]
         assert len(starts) == 1 or starts[0] == 0
+
+
+def test_rows_that_another_input_points_at_do_not_repeat():
+    """The rows of a larger batch are those of a smaller one, over and over; row numbers beside them are not."""
+    from ensexport.probes import _cheap
+
+    for spec, base in (("ids:int64[count]", None), ("scale:float32[count]", 0)):
+        specs = parse_inputs(["x:float32[batch,3]", spec])
+        ends = {"batch": (1, None), "count": (1, None)}
+        sizes = {"batch": 3, "count": 4}
+        probes = make_probes(specs, (), 2, example_sizes=sizes, dim_ranges=ends, batches=(1, 2, 3, 7))
+        assert {probe.base for probe in _cheap(probes, specs, ())[1:]} == {base}
