@@ -10,8 +10,8 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 demo: $(INSTALLED)  ## train ten networks on handwritten digits, pack, prove, evaluate, time
 	@$(RUN) sh samples/digits/demo.sh
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## one process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
