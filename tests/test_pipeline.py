@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -51,6 +52,17 @@ def test_weight_changed_too_little_to_show_is_found_by_its_digest(tmp_path: Path
     torch.save(state, folder / "seed_1.pt")
     with pytest.raises(MismatchError, match=r"seed_1\.pt"):
         ensexport.validate(path, ensexport.load_members(folder, model=_net), batches=(2,), seeds=(0,))
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(4, 8), lambda: nn.Conv1d(4, 8, 1)], ids=["linear", "conv"])
+def test_folding_a_batch_norm_hides_no_bad_member(tmp_path: Path, layer: Callable[[], nn.Module]) -> None:
+    """A variance of -eps divides by zero in float32 and not in float64, where the folded weights are computed."""
+    members = [nn.Sequential(layer(), nn.BatchNorm1d(8), nn.Flatten(1)).eval() for _ in range(3)]
+    members[1][1].running_var[3] = -members[1][1].eps
+    size = "" if isinstance(members[0][0], nn.Linear) else ",1"
+    with pytest.raises(MismatchError, match=r"NaN or Inf on one side only, at member 1\b"):
+        ensexport.export(ensexport.stack(members), tmp_path / "e.ts", inputs=[f"x:float32[batch,4{size}]"])
+    assert not (tmp_path / "e.ts").exists()
 
 
 class _FillsBuffer(nn.Module):
