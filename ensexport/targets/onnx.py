@@ -32,12 +32,14 @@ from ensexport.targets import (
     onnx_bfloat16,
     onnx_gaps,
     onnx_linalg,
+    onnx_norms,
     onnx_passes,
     onnx_pointwise,
     onnx_recurrent,
     onnx_resize,
     onnx_scans,
     onnx_search,
+    onnx_sequences,
     onnx_special,
 )
 from ensexport.targets.program import build_program
@@ -106,6 +108,7 @@ def _exported(program: ExportedProgram, opset: int) -> ir.Model:
                     **onnx_gaps.translations(),
                     **onnx_attention.translations(),
                     **onnx_linalg.translations(),
+                    **onnx_norms.translations(),
                     **onnx_pointwise.translations(),
                     **onnx_resize.translations(),
                     **onnx_scans.translations(),
@@ -130,10 +133,13 @@ def _cleaned(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], sym
     onnx_passes.constant_reshapes(model)
     onnx_passes.remove_identities(model)
     onnx_passes.gather_in_place(model)
+    onnx_sequences.split_in_place(model)
     onnx_passes.collapse_reshapes(model)
+    onnx_passes.sizes_in_place(model)
+    onnx_bfloat16.compute_in_float32(model)
+    onnx_passes.cast_constants(model)
     onnx_passes.remove_unused(model)
     onnx_passes.strip_debug_info(model)
-    onnx_bfloat16.compute_in_float32(model)
 
 
 def write_onnx(

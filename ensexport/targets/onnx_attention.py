@@ -42,15 +42,15 @@ def _attention(
     keys = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = op.MatMul(op.Mul(query, factor), keys)
     if is_causal:
-        scores = op.Where(_causal(query, key), scores, op.CastLike(constant(_MINUS_INFINITY), scores))
+        scores = op.Where(_causal(query, key), scores, op.CastLike(constant(_MINUS_INFINITY), query))
     if attn_mask is None:
         return op.MatMul(op.Softmax(scores, axis=-1), value)
     if attn_mask.dtype == ir.DataType.BOOL:
-        scores = op.Where(attn_mask, scores, op.CastLike(constant(_MINUS_INFINITY), scores))
+        scores = op.Where(attn_mask, scores, op.CastLike(constant(_MINUS_INFINITY), query))
     else:
         scores = op.Add(scores, attn_mask)
     weights = op.Softmax(scores, axis=-1)
-    nothing = op.CastLike(constant(np.array(0, dtype=np.float32)), weights)
+    nothing = op.CastLike(constant(np.array(0, dtype=np.float32)), query)
     return op.MatMul(op.Where(op.IsNaN(weights), nothing, weights), value)
 
 

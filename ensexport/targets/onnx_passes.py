@@ -239,6 +239,64 @@ def remove_identities(model: ir.Model) -> bool:
     return modified
 
 
+def sizes_in_place(model: ir.Model) -> bool:
+    """Let what joins sizes to a shape read them as vectors of one.
+
+    Before: the exporter squeezes each size that it reads to a scalar, and reshapes it back to join it with others.
+    After: no `Reshape` to one element reads the `Squeeze` of a size.
+    """
+    modified = False
+    for node in list(model.graph):
+        if not _is_constant_reshape(node):
+            continue
+        squeeze = node.inputs[0].producer()  # type: ignore[union-attr]
+        shape = ir.convenience.get_const_tensor(node.inputs[1])  # type: ignore[arg-type]
+        if (
+            squeeze is None
+            or squeeze.op_type != "Squeeze"
+            or shape is None
+            or shape.numpy().tolist() not in ([1], [-1])
+        ):
+            continue
+        source = squeeze.inputs[0]
+        size = None if source is None else source.producer()
+        if source is None or size is None or size.op_type != "Shape" or node.outputs[0] in model.graph.outputs:
+            continue
+        start, end = size.attributes.get_int("start", 0), size.attributes.get_int("end", None)
+        if end is None or end - start != 1:
+            continue
+        _bypass(model, node, source)
+        modified = True
+    return modified
+
+
+def cast_constants(model: ir.Model) -> bool:
+    """Give constants the dtype they are cast to.
+
+    Before: a form that holds for every dtype casts its numbers to that of an argument (`CastLike`), which ONNX Runtime
+    expands too late to fold: it computes the cast in every call, and fuses no scale into the product behind it. After:
+    no `CastLike` of a `Constant` is left where the dtype is known.
+    """
+    modified = False
+    for node in list(model.graph):
+        if node.op_type != "CastLike" or node.domain != "":
+            continue
+        source, example = node.inputs[0], node.inputs[1]
+        if source is None or example is None or example.dtype is None:
+            continue
+        producer = source.producer()
+        if producer is None or producer.op_type != "Constant" or "value" not in producer.attributes:
+            continue
+        numbers = producer.attributes["value"].as_tensor().numpy().astype(example.dtype.numpy())
+        constant = ir.node("Constant", [], attributes={"value": ir.tensor(numbers)}, num_outputs=1)
+        constant.outputs[0].name = f"{node.outputs[0].name}_cast"
+        constant.outputs[0].dtype, constant.outputs[0].shape = example.dtype, ir.Shape(numbers.shape)
+        node.prepend(constant)
+        _bypass(model, node, constant.outputs[0])
+        modified = True
+    return modified
+
+
 def remove_unused(model: ir.Model) -> bool:
     """Remove nodes and initializers that nothing reads. After: every node leads to an output."""
     modified = False

@@ -28,6 +28,7 @@ from ensexport.members import resolve_architecture
 from ensexport.spec import parse_inputs
 from ensexport.stacking.state import named_tensors
 from ensexport.targets.onnx import member_onnx_model, onnx_model, write_onnx
+from tests.zoo.optimised import HEADING
 from tests.zoo.stubs import declare_if_needed
 
 PAGE = Path(__file__).parents[2] / "docs" / "nodes.md"
@@ -72,7 +73,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     del library
     if not only:
-        PAGE.write_text(_page(lines))
+        before = PAGE.read_text() if PAGE.exists() else ""
+        PAGE.write_text(_page(lines) + "".join(before.partition(f"\n{HEADING}")[1:]))
 
 
 def counts(build: Callable[[], nn.Module], inputs: tuple[str, ...], folder: Path) -> tuple[Counter[str], Counter[str]]:
