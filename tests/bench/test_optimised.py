@@ -15,9 +15,9 @@ def test_fused_nodes_are_listed_in_order_with_what_they_read(tmp_path):
     weights = {"w": tensor(4, 8), "b": tensor(8), "v": tensor(8, 2)}
     first, second = optimised_nodes(write(tmp_path / "mlp.onnx", nodes, {"x": ["batch", 4]}, ["y"], weights))
     assert (first.op_type, first.domain, first.attributes) == ("FusedGemm", "com.microsoft", {"activation": "Relu"})
-    assert (first.inputs[0], first.weights, first.shape) == ("x", ((4, 8), (8,)), ("batch", 8))
+    assert (first.inputs[0], first.weights, second.shape) == ("x", ((4, 8), (8,)), ("batch", 2))
     assert (second.inputs[0], second.outputs, second.attributes) == (first.outputs[0], ("y",), {})
-    assert str(first) == "FusedGemm activation=Relu [4, 8] -> (batch, 8)"
+    assert str(first) == "FusedGemm activation=Relu [4, 8]"
 
 
 def test_nothing_is_left_behind(tmp_path, monkeypatch, capfd):

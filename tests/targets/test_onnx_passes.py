@@ -90,3 +90,37 @@ def test_embedding_is_one_gather(tmp_path: Path) -> None:
     assert_equals_loop([onnx_run(graph, weights, tmp_path)], members, graph, example)
     model = onnx.load(tmp_path / "graph.onnx")
     assert [node.op_type for node in model.graph.node if node.op_type != "Constant"] == ["Gather"]
+
+
+def test_constants_are_written_in_the_dtype_they_are_cast_to(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 12)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(*self.fc(x).chunk(3, -1))
+
+    members = [Attention().double().eval() for _ in range(2)]
+    graph, weights = batched(members, "x:float64[batch,5,4]")
+    _, example = capture(members[0], "x:float64[batch,5,4]")
+    assert_equals_loop([onnx_run(graph, weights, tmp_path)], members, graph, example)
+    model = onnx.load(tmp_path / "graph.onnx")
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert (counts["CastLike"], counts["SplitToSequence"], counts["SequenceAt"], counts["Split"]) == (0, 0, 0, 1)
+
+
+def test_sizes_are_joined_as_they_are_read(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x)
+
+    members = [Flat().eval() for _ in range(2)]
+    graph, weights = batched(members, "x:float32[batch,seq,4]", per_member=["x"])
+    _, example = capture(members[0], "x:float32[batch,seq,4]")
+    assert_equals_loop([onnx_run(graph, weights, tmp_path)], members, graph, example)
+    assert "Squeeze" not in {node.op_type for node in onnx.load(tmp_path / "graph.onnx").graph.node}
