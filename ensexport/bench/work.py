@@ -171,12 +171,13 @@ _MULTIPLY_ADDS: dict[str, Callable[[_Call], int]] = {
 
 
 def _call(node: onnx.NodeProto, event: Mapping[str, Any]) -> _Call:
-    """Put the shapes of an event where they belong: the profile skips inputs that are absent."""
+    """Put the shapes of an event where they belong: the profile skips inputs that are absent, and sequences."""
     given = [next(iter(entry.items())) for entry in event["args"]["input_type_shape"]]
     shapes = iter(given)
+    nothing: tuple[str, list[int]] = ("", [])
     return _Call(
         node,
-        tuple(tuple(next(shapes)[1]) if name else None for name in node.input),
+        tuple(tuple(next(shapes, nothing)[1]) if name else None for name in node.input),
         tuple(tuple(shape) for entry in event["args"]["output_type_shape"] for shape in entry.values()),
         {"float": "float32", "double": "float64"}.get(given[0][0], given[0][0]) if given else "",
         {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute},

@@ -29,8 +29,9 @@ def split_in_place(model: ir.Model) -> bool:
         node.prepend([lengths, split])
         for number, part in enumerate(split.outputs):
             part.name = f"{node.outputs[0].name}_{number}"
-        for taker, number in zip(takers, numbers, strict=True):
-            _hand_over(model, taker, split.outputs[number])  # type: ignore[index]
+        for taker, place in zip(takers, numbers, strict=True):
+            assert place is not None
+            _hand_over(model, taker, split.outputs[place])
         model.graph.remove(node, safe=True)
         modified = True
     return modified
@@ -62,7 +63,7 @@ def _number(taker: ir.Node, parts: int) -> int | None:
 def _hand_over(model: ir.Model, taker: ir.Node, part: ir.Value) -> None:
     """Give the users of a part, taken out of the sequence, the part itself; a graph output keeps its node's name."""
     result = taker.outputs[0]
-    part.dtype, part.shape = part.dtype or result.dtype, part.shape or result.shape
+    part.type, part.shape = part.type or result.type, part.shape or result.shape
     if result in model.graph.outputs:
         same = ir.node("Identity", [part])
         taker.prepend(same)
