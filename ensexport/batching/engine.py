@@ -26,7 +26,7 @@ from ensexport.batching.folding import Folds, find_folds
 from ensexport.batching.ladder import StepError, UnbatchableError, branched, climb_down
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.merging import merge_linears
-from ensexport.batching.placement import HEAVY, Placement, Site, differing_nodes, stages_of
+from ensexport.batching.placement import HEAVY, Placement, Site, differing_nodes, leading_to, stages_of
 from ensexport.batching.source import source_line
 from ensexport.batching.tree import map_values, values_in
 from ensexport.batching.value import Branches, Folded, Rows, Stacked, Value, WeightLayout
@@ -141,6 +141,7 @@ class _Walk:
         self.fallbacks: list[Fallback] = []
         self.folds = Folds()
         self.apart: frozenset[fx.Node] = frozenset()
+        self.before_apart: frozenset[fx.Node] = frozenset()
         self.stages: tuple[Stage, ...] = ()
 
     def batched(self, strategy: str, placement: Placement | None, chunks: int, *, merges: bool) -> BatchedGraph:
@@ -151,6 +152,7 @@ class _Walk:
             differing = differing_nodes(self.member, self._is_shared, self.per_member)
             site = Site(self.member, self.n_members, differing)
             self.apart = placement(site)
+            self.before_apart = leading_to(self.member, self.apart)
             self.stages = stages_of(site.heavy, self.apart)
         self._placeholders()
         self.folds = find_folds(self.member, self._is_shared)
@@ -211,6 +213,9 @@ class _Walk:
                 with self.member.fake_mode:
                     stacked = fake.new_empty((self.n_members, *fake.shape))
                 physical = self.ctx.add_input(name, stacked)
+                if self.n_members == 1:  # the plain model, on its slice
+                    self.env[node] = shared_value(self.ctx.call(aten.squeeze.dim, physical, 0), fake)
+                    continue
                 self.env[node] = Value(physical, Stacked(0), fake)
             else:
                 self.env[node] = shared_value(self.ctx.add_input(name, fake), fake)
@@ -262,11 +267,15 @@ class _Walk:
         return results
 
     def _runs_apart(self, node: fx.Node, values: list[Value]) -> bool:
-        """Does this op run once a member? Those placed so do, and light ones between them."""
+        """Does this op run once a member? Those placed so do, and light ones between them.
+
+        A light op that meets both forms, such as a residual sum, takes the form of the layers that follow.
+        """
         if node.target in HEAVY:
             return node in self.apart
         activations = [value for value in values if value.is_per_member and not value.is_weight]
-        return bool(activations) and all(isinstance(value.layout, Branches) for value in activations)
+        apart = [isinstance(value.layout, Branches) for value in activations]
+        return bool(apart) and (all(apart) or (any(apart) and node in self.before_apart))
 
     def _size_or_item(self, node: fx.Node, args: Any) -> Any:
         """Sizes, arithmetic on them, and tuple indexing."""

@@ -39,6 +39,7 @@ PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.sc
 HEAVY = CONVS | TRANSPOSED | LINEARS | PRODUCTS
 _BYTES_A_SECOND = 8e9  # of a copy that one Split or Concat makes
 _SWITCH_SHARE = 0.003  # of the whole: a change of form that gains less is not worth its nodes
+_TO_APART = 2  # how much more a Split takes: what runs apart takes up its own memory layout anew
 _NODE_S = 4e-6  # of one more node, with the light ones behind it
 
 
@@ -134,6 +135,16 @@ def stages_of(heavy: Sequence[fx.Node], apart: Collection[fx.Node]) -> tuple[Sta
     return tuple(stages)
 
 
+def leading_to(member: MemberGraph, apart: Collection[fx.Node]) -> frozenset[fx.Node]:
+    """The light ops whose results go to layers that run apart, more than to batched ones."""
+    votes: dict[fx.Node, int] = {}
+    for node in reversed(member.graph.nodes):
+        own = [(1 if user in apart else -1) if user.target in HEAVY else votes.get(user, 0) for user in node.users]
+        total = sum(own)
+        votes[node] = (total > 0) - (total < 0)
+    return frozenset(node for node, vote in votes.items() if vote > 0 and node.target not in HEAVY)
+
+
 def cheapest(
     costs: Mapping[fx.Node, Sequence[Cost]], site: Site, batches: Sequence[int], margin: float
 ) -> frozenset[fx.Node]:
@@ -159,7 +170,7 @@ def cheapest(
         batched = share([cost.batched_s for cost in own])
         apart = share([margin * cost.apart_s + _NODE_S * site.n_members for cost in own])
         stay, back = best[False][0], best[True][0] + switch
-        go, remain = best[False][0] + switch, best[True][0]
+        go, remain = best[False][0] + switch + _TO_APART * copies * bool(number), best[True][0]
         best = {
             False: (min(stay, back) + batched, best[False][1] if stay <= back else best[True][1]),
             True: (min(go, remain) + apart, (*(best[True] if remain <= go else best[False])[1], node)),

@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 
 from ensexport.batching.engine import batch_graph
 from ensexport.batching.placement import Placement, Site
@@ -67,3 +68,40 @@ def test_layers_that_run_apart_keep_their_results_apart() -> None:
     member, _ = capture(make_member(row, 0), *row.inputs)
     targets = [str(node.target) for node in batch_graph(member, 3).graph.nodes]
     assert targets.count("aten.stack.default") <= 1
+
+
+class Residual(nn.Module):
+    """Tokens of an image with one more in front, and two residual sums, as a ViT has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 2, 2), nn.Parameter(torch.randn(1, 1, 8))
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return x.mean(1)
+
+
+def test_residual_sums_follow_the_layers_behind_them() -> None:
+    members = [Residual().eval() for _ in range(3)]
+    member, example = capture(members[0], "x:float32[batch,3,8,8]")
+    graph = batch_graph(member, 3, placement=all_apart)
+    weights = graph.weights.pack([named_tensors(module) for module in members], 3)
+    assert_equals_loop([fx_run(graph, weights)], members, graph, example)
+    targets = [str(node.target) for node in graph.graph.nodes]
+    joins = sum(targets.count(f"aten.{name}.default") for name in ("stack", "cat"))
+    assert joins == 3 + 1, "the members' tokens in front, and the outputs"
+
+
+def test_one_member_is_the_plain_model_also_on_an_input_of_its_own() -> None:
+    row = TABLE["linear-3d"]
+    member, _ = capture(make_member(row, 0), *row.inputs)
+    graph = batch_graph(member, 1, per_member=[text.partition(":")[0] for text in row.inputs])
+    targets = {str(node.target) for node in graph.graph.nodes}
+    assert "aten.linear.default" in targets
+    assert "aten.bmm.default" not in targets
