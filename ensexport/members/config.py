@@ -201,6 +201,13 @@ def _one_of(*choices: object) -> tuple[str, Callable[[object], object]]:
     return f"one of {', '.join(map(repr, choices))}", convert
 
 
+def _integers_or_commas(value: object) -> object:
+    is_list = isinstance(value, list) and all(type(item) is int and item > 0 for item in value)
+    if not (is_list and value) and not isinstance(value, str):
+        raise ValueError
+    return value
+
+
 _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "model": ("a string", _text),
     "model-args": ("a table or a JSON object in a string", _table_or_json),
@@ -212,6 +219,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "opset": ("a positive integer", _opset),
     "target": _one_of("cpu", "cuda", "tensorrt", "portable"),
     "strategy": _one_of("auto", "stacked", "unrolled", "tune"),
+    "tune-batch": ("a list of positive integers or a comma-separated string", _integers_or_commas),
     "atol": ("a number of 0 or more", _size),
     "rtol": ("a number of 0 or more", _size),
     "output-names": ("a list of strings or a comma-separated string", _texts_or_commas),

@@ -56,7 +56,10 @@ def test_the_json_answer_is_the_contract(project):
     for check in validation["checks"]:
         keys = {"artifact", "provider", "batch", "member_index", "output", "max_abs", "max_rel", "passed"}
         assert keys <= set(check)
-    assert answer["plan"] == {"strategy": "auto", "fallbacks": []}
+    plan = answer["plan"]
+    assert set(plan) == {"strategy", "fallbacks", "target", "stages", "winner", "trials"}
+    assert (plan["strategy"], plan["target"], plan["fallbacks"], plan["winner"]) == ("auto", "portable", [], None)
+    assert [stage["form"] for stage in plan["stages"]] == ["batched"]
     assert {"load", "export_onnx", "validate"} <= set(answer["timings_s"])
     assert answer["warnings"] == []
 
@@ -217,3 +220,22 @@ def test_a_warning_is_said_and_listed(project):
     assert result.err == f"warning: {warning}\n"
     quiet = run("-q", "pack", "ckpts/m0.pt", "ckpts/m0.pt", *PACK[2:], "-o", "f.ts", "--json")
     assert (quiet.answer["warnings"], quiet.err) == ([warning], "")
+
+
+def test_tune_prints_its_table_and_keeps_the_fastest(project):
+    result = run(*PACK, "--strategy", "tune", "--tune-batch", "1,4", "-o", "e.onnx")
+    assert result.exit_code == 0
+    assert "tuned: '" in result.out
+    assert {"stacked", "unrolled"} <= {
+        line.split()[2] for line in result.out.splitlines() if line.startswith("  batch ")
+    }
+    assert run_onnx("e.onnx", x=inputs(5, 4))[0].shape == (3, 5, 3)
+    plan = pack("--strategy", "tune", "--tune-batch", "4", "-o", "f.ts")["plan"]
+    assert plan["winner"] in {trial["candidate"] for trial in plan["trials"]}
+    assert {trial["batch"] for trial in plan["trials"]} == {4}
+
+
+def test_a_target_that_is_not_there_is_refused_before_the_work(project):
+    result = run(*PACK, "--target", "tensorrt", "-o", "e.onnx", "--json")
+    assert (result.exit_code, result.error["code"]) == (7, "E_PROVIDER")
+    assert not (project / "e.onnx").exists()

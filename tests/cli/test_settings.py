@@ -71,7 +71,7 @@ REFUSED = {
     "wrong-type": ("member-axis = 'one'", "'member-axis'", "0, 1"),
     "no-toml": ("model = ", "ensexport.toml", "TOML"),
     "dtype": ("dtype = 'float16'", "float16", "own dtype"),
-    "tune": ("strategy = 'tune'", "tune", "'unrolled'"),
+    "tune-batch": ("tune-batch = 1.5", "tune-batch", "list"),
 }
 
 
@@ -87,8 +87,12 @@ def test_a_file_that_cannot_be_obeyed(project, text, fact, expected, command):
     assert expected in result.error["message"] + result.error["hint"]
 
 
-def test_a_typed_strategy_replaces_tune(project):
-    assert settings("strategy = 'tune'", {"strategy": "auto"}).values["strategy"] == "auto"
+def test_the_batch_sizes_of_tune_may_be_a_list(project):
+    merged = settings("tune-batch = [2, 16]\nstrategy = 'tune'" + SETTINGS).packing()
+    assert (merged["strategy"], merged["tune_batches"]) == ("tune", [2, 16])
+    assert settings(SETTINGS, {"tune_batch": "4"}).packing()["tune_batches"] == [4]
+    with pytest.raises(UsageError, match="cannot read --tune-batch '0': expected positive integers like 1,8,64"):
+        settings(SETTINGS, {"tune_batch": "0"}).packing()
 
 
 def test_an_emit_that_is_not_there_yet(project):
