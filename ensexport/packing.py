@@ -64,6 +64,7 @@ def pack(
     member_axis: int = 0,
     opset: int | None = None,
     target: str = "portable",
+    provider: str | None = None,
     strategy: str = "auto",
     tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
@@ -85,6 +86,7 @@ def pack(
         member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
         opset: ONNX opset version.
         target: `portable`, `cpu`, `cuda` or `tensorrt`, as for `export`.
+        provider: Where ONNX files are checked and timed, as for `export`.
         strategy: `auto`, `stacked`, `unrolled` or `tune`, as for `export`.
         tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs.
@@ -120,6 +122,7 @@ def pack(
         member_axis=member_axis,
         opset=opset,
         target=target,
+        provider=provider,
         strategy=strategy,
         tune_batches=tune_batches,
         output_names=output_names,

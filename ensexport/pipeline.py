@@ -96,6 +96,7 @@ def export(
     member_axis: int = 0,
     opset: int | None = None,
     target: str = "portable",
+    provider: str | None = None,
     strategy: str = "auto",
     tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
@@ -115,8 +116,9 @@ def export(
             `stack(..., in_dims=...)` said.
         member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
         opset: ONNX opset version.
-        target: Where the files will run: `portable` (anywhere), `cpu`, `cuda` or `tensorrt`. ONNX files are checked
-            there, portable ones on the CPU.
+        target: Where the files will run: `portable` (anywhere), `cpu`, `cuda` or `tensorrt`; it chooses the rules.
+        provider: Where ONNX files are checked and timed: `cpu`, `cuda` or `tensorrt`; by default where they will run,
+            portable ones on the CPU.
         strategy: `auto` batches where the target's rules promise a gain, `stacked` batches everything, `unrolled`
             writes N branches; `tune` times these and more and keeps the fastest.
         tune_batches: Batch sizes that `tune` times.
@@ -133,7 +135,7 @@ def export(
         MismatchError: An artifact differs from the loop; nothing is written.
         ExportError: A format cannot be written, or a dynamic dim cannot be kept.
         OutputError: A target exists or cannot be written.
-        ProviderError: The target's provider is not there.
+        ProviderError: The provider is not there.
     """
     targets = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not targets:
@@ -144,8 +146,9 @@ def export(
         per_member = _per_member_of(ensemble, specs)
     _check_names(per_member, specs)
     rules = rule_set(target)
+    provider = provider or rules.provider
     if "onnx" in formats:
-        check_provider(rules.provider)  # before the work, not after
+        check_provider(provider)  # before the work, not after
     clock = _Clock(on_stage)
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
@@ -172,7 +175,7 @@ def export(
                     feeds=_feeds(source, tune_batches),
                     outputs=source.names,
                 )
-                batched = tuned(candidates, rules, tell=functools.partial(clock.tell, "tune"))
+                batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
         batched = for_target(batched, target)
         with clock.stage("batch"):
             weights = batched.weights.pack(states, len(ensemble))
@@ -185,7 +188,7 @@ def export(
         with clock.stage("validate"):
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
-            report, notes = _proven(source, staged, rules.provider, member_axis, bound, batches, seeds, clock)
+            report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, clock)
         with clock.stage("write"):
             artifacts = tuple(
                 describe_artifact(staging.path(path), path, kind) for path, kind in zip(targets, formats, strict=True)

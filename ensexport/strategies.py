@@ -68,8 +68,8 @@ def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHE
     return {"strategy": strategy}
 
 
-def tuned(candidates: Candidates, rules: RuleSet, *, tell: Callable[[int, int], None]) -> BatchedGraph:
-    """Time the candidates with the target's provider and return the fastest.
+def tuned(candidates: Candidates, rules: RuleSet, provider: str, *, tell: Callable[[int, int], None]) -> BatchedGraph:
+    """Time the candidates and return the fastest.
 
     Candidates are everything batched (`stacked`), the rules' own choice (`auto`, where that is another), hybrids with
     one part of the network run once a member, the members in chunks, and everything unrolled. The rules' choice is kept
@@ -78,11 +78,12 @@ def tuned(candidates: Candidates, rules: RuleSet, *, tell: Callable[[int, int], 
     Args:
         candidates: How to make and time them.
         rules: The target's rules.
+        provider: Where to time them.
         tell: Called with the number of candidates written and their number.
 
     Raises:
         ExportError: No candidate could be written.
-        ProviderError: The target's provider is not there.
+        ProviderError: The provider is not there.
     """
     graphs: dict[str, BatchedGraph] = {}
     with tempfile.TemporaryDirectory(prefix="ensexport-tune-") as folder:
@@ -107,7 +108,7 @@ def tuned(candidates: Candidates, rules: RuleSet, *, tell: Callable[[int, int], 
         rows = time_files(
             files,
             list(candidates.feeds.values()),
-            provider=rules.provider,
+            provider=provider,
             blocks=_BLOCKS,
             outputs=candidates.outputs,
         )

@@ -67,6 +67,11 @@ target = click.option(
     type=click.Choice(["cpu", "cuda", "tensorrt", "portable"]),
     help="Where the file will run: chooses the rules, and where it is checked. Default: portable (checked on the CPU).",
 )
+provider = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    help="Where ONNX files are checked and timed, if not where the target says: pack for a GPU on a machine without.",
+)
 strategy = click.option(
     "--strategy",
     type=click.Choice(["auto", "stacked", "unrolled", "tune"]),

@@ -38,6 +38,7 @@ from ensexport.staging import Staging
     options.member_axis,
     options.opset,
     options.target,
+    options.provider,
     options.strategy,
     options.tune_batch,
     options.atol,

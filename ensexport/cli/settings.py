@@ -50,7 +50,7 @@ class Settings:
     @property
     def provider(self) -> str:
         """Where ONNX files are run."""
-        return _PROVIDERS[self.values.get("target", "portable")]
+        return str(self.values.get("provider") or _PROVIDERS[self.values.get("target", "portable")])
 
     @property
     def tolerance(self) -> Tolerance:
@@ -93,6 +93,7 @@ class Settings:
             "member_axis": self.values.get("member-axis", 0),
             "opset": self.values.get("opset"),
             "target": self.values.get("target", "portable"),
+            "provider": self.provider,
             "strategy": self.values.get("strategy", "auto"),
             "tune_batches": self._tune_batches(),
             "output_names": names or None,

@@ -239,3 +239,11 @@ def test_a_target_that_is_not_there_is_refused_before_the_work(project):
     result = run(*PACK, "--target", "tensorrt", "-o", "e.onnx", "--json")
     assert (result.exit_code, result.error["code"]) == (7, "E_PROVIDER")
     assert not (project / "e.onnx").exists()
+
+
+def test_a_file_for_a_gpu_can_be_packed_without_one(project):
+    answer = pack("--target", "cuda", "--provider", "cpu", "-o", "e.onnx")
+    assert answer["plan"]["target"] == "cuda"
+    assert {check["provider"] for check in answer["validation"]["checks"]} == {"CPUExecutionProvider"}
+    x = inputs(5, 4)
+    assert np.allclose(run_onnx("e.onnx", x=x)[0], loop(make_members(), x), atol=1e-6)
