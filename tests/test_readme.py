@@ -12,13 +12,8 @@ from tests.cli.readmes import blocks, check_block, commands, matches
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-PAGES = [
-    "README.md",
-    "samples/ani/README.md",
-    "samples/digits/README.md",
-    "samples/tutorial/README.md",
-    "docs/bench.md",
-]
+PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md", "docs/benchmarks.md"]
+PAGES += ["samples/ani/README.md", "samples/benchmarks/README.md", "samples/ci/README.md"]
 FOLDS = """
 from torch import nn
 
@@ -75,9 +70,9 @@ def test_no_option_is_made_up():
 
 
 def test_every_make_target_is_there():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {target for page in PAGES for target in re.findall(r"`make ([a-z]+)`", (ROOT / page).read_text())}
-    assert {"demo", "test", "bench"} <= named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)`", (ROOT / page).read_text())}
+    assert {"demo", "test", "bench", "bench-gpu"} <= named <= targets
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -89,5 +84,6 @@ def test_links_lead_somewhere(page):
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a checkout knows which files git ignores")
 def test_what_the_samples_write_is_ignored_by_git():
     written = ["digits/ckpts/seed_0.pt", "digits/ensemble.onnx", "tutorial/shared.ts", "tutorial/per_member.onnx"]
+    written += ["ci/out/bench.json", "benchmarks/benchmarks.md", "benchmarks/calibration_cuda.json"]
     command = ["git", "check-ignore", *(f"samples/{name}" for name in written)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split() == command[2:]

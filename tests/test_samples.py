@@ -1,6 +1,7 @@
 """The samples: what their READMEs show is what comes out, and their files run where ensexport is not."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.cli.conftest import single_threaded_processes  # noqa: F401 - fixture
 from tests.cli.projects import load_factory, run
@@ -18,7 +20,12 @@ from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT
 ROOT = Path(__file__).parent.parent
 SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.is_dir())
 FROM_THE_NETWORK = {"ani"}  # installs more than `.[dev]`: tested with weights of its own in test_sample_ani.py
-SCRIPTS = {"train.py": ["--epochs", "1"], "tutorial.py": ["--calls", "2"]}
+SCRIPTS = {
+    "train.py": ["--epochs", "1"],
+    "tutorial.py": ["--calls", "2"],
+    "run.py": ["--members", "2", "--blocks", "3", "--alternatives", "loop"],
+}
+PIPELINE = {"EPOCHS": "1", "BLOCKS": "5", "MIN_SPEEDUP": "1e-6:loop"}  # of samples/ci/check.sh
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +37,18 @@ def checkout(tmp_path_factory):
 
 
 def test_every_sample_is_tested():
-    assert SAMPLES == ["ani", "digits", "tutorial"]
+    assert SAMPLES == ["ani", "benchmarks", "ci", "digits", "tutorial"]
 
 
+@pytest.fixture
+def as_in_a_pipeline(monkeypatch):
+    """`ensexport` and `python` are found, and a quick look is enough."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for name, value in PIPELINE.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("as_in_a_pipeline")
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in FROM_THE_NETWORK])
 def test_a_sample_shows_what_its_readme_says(name, checkout, monkeypatch):
     text = (ROOT / "samples" / name / "README.md").read_text()
@@ -49,6 +65,31 @@ def test_a_shell_script_runs_what_the_readme_shows(script):
     lines = re.findall(r'^run (.*?)(?: "\$@")?$', script.read_text(), re.MULTILINE)
     for line in (line for line in lines if not line.startswith("ensexport bench ")):  # tested in tests/cli
         assert line.removesuffix(" --force") in [known.removesuffix(" --force") for known in shown]
+
+
+@pytest.mark.usefixtures("as_in_a_pipeline")
+def test_a_pipeline_fails_where_the_file_is_too_slow_and_keeps_what_was_found(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIN_SPEEDUP", "1e6:loop")
+    monkeypatch.setenv("OUT", str(tmp_path / "found"))
+    command = ["sh", "samples/ci/check.sh"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (5, "bench failed with exit code 5\n")
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "found").glob("*.json")}
+    assert [found[f"{name}.json"]["ok"] for name in ("pack", "validate", "bench")] == [True, True, False]
+    assert found["bench.json"]["error"]["results"]
+    assert found["bench.json"]["error"]["message"] in done.stdout
+
+
+def test_the_workflow_runs_the_script_and_keeps_its_folder():
+    folder = ROOT / "samples" / "ci"
+    (job,) = yaml.safe_load((folder / "ensemble.yml").read_text())["jobs"].values()
+    assert "sh samples/ci/check.sh" in [step.get("run") for step in job["steps"]]
+    keeping = job["steps"][-1]
+    assert (keeping["if"], keeping["with"]["path"]) == ("always()", "samples/ci/out/")
+    script = (folder / "check.sh").read_text()
+    assert "${OUT:-$here/out}" in script
+    assert '--min-speedup "${MIN_SPEEDUP:-2:loop}"' in script
+    assert set(re.findall(r"\$\{([A-Z_]+):-", script)) == {*PIPELINE, "OUT"}
 
 
 def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ensexport(checkout, monkeypatch):

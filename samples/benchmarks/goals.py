@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from results import Run, find_row
 
-NOTES = Path(__file__).with_name("notes.json")
+NOTES = Path(__file__).with_name("notes.toml")
 _OTHERS = ("mobilenetv3", "resnet50", "vit-tiny", "vit-base", "bert-base", "lstm", "unet3d")
 _ON_GPU = ("resnet18-224", "resnet50", "vit-base", "bert-base")
 NEVER_BELOW = 0.97
@@ -177,5 +177,5 @@ def mean_over_vmap(runs: Sequence[Run]) -> tuple[float, int] | None:
 
 def read_notes() -> dict[str, str]:
     """Why goals were missed, as profiling has shown: name of a goal, or of a workload -> text."""
-    notes: dict[str, str] = json.loads(NOTES.read_text())
+    notes: dict[str, str] = tomllib.loads(NOTES.read_text())
     return notes

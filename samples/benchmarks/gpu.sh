@@ -4,18 +4,18 @@
 set -eu
 cd "$(dirname "$0")"
 
-run() {
+show() {
     printf '\n$ %s\n' "$*"
     "$@"
 }
 
-run python run.py --provider cuda --check
+show python run.py --provider cuda --check
 table=../../ensexport/batching/tables/cuda.json
 case " $* " in
 *" --resume "*) ;;
 *)
-    run python calibrate.py --provider cuda --quick --limit-s 360 -o calibration_cuda.json
-    run python make_table.py calibration_cuda.json -o "$table"
+    show python calibrate.py --provider cuda --quick --limit-s 360 -o calibration_cuda.json
+    show python make_table.py calibration_cuda.json -o "$table"
     ;;
 esac
-run python run.py --provider cuda,tensorrt --dtype tf32,float16,bfloat16 --members 10 --limit-s 1200 "$@"
+show python run.py --provider cuda,tensorrt --dtype tf32,bfloat16,float16 --members 10 --limit-s 1200 "$@"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from goals import gpu_goals
 from workloads import DTYPES, WORKLOADS, Workload
 
 from ensexport.bench.names import BOUND, DEFAULT_ALTERNATIVES
@@ -26,6 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--provider", default="cpu", help="cpu, cuda, or cuda,tensorrt: what does not load is left out")
     parser.add_argument("--dtype", default="float32", help=f"some of {','.join(DTYPES)}")
     parser.add_argument("--target", choices=("cpu", "portable"), default="cpu", help="what CPU files are packed for")
+    parser.add_argument("--alternatives", help="rows to compare with; default: those that matter")
     parser.add_argument("--blocks", type=int, help="rounds, default 30")
     parser.add_argument("--budget-s", type=float, help="seconds of each row, default 3; at least 7 rounds are made")
     parser.add_argument("--max-call-s", type=float, default=4.0, help="leave out what would take longer, default 4")
@@ -47,17 +49,20 @@ def parse() -> argparse.Namespace:
 
 
 def jobs(options: argparse.Namespace, providers: Sequence[str]) -> list[Job]:
-    """What to measure, in order: the large networks' larger ensembles last."""
+    """What to measure, in order: the large networks' larger ensembles last, on a GPU what has goals first."""
     only = options.only.split(",") if options.only else NAMES
     found = [
         (workload, provider, dtype, n_members)
         for workload in WORKLOADS
         if workload.name in only
         for provider in providers
-        for dtype in (["tf32"] if provider == "tensorrt" else options.dtype.split(","))
+        for dtype in options.dtype.split(",")[: 1 if provider == "tensorrt" else None]
         for n_members in map(int, options.members.split(","))
     ]
-    return sorted(found, key=lambda job: job[0].is_large and job[3] > 5)
+    if providers[0] == "cpu":
+        return sorted(found, key=lambda job: job[0].is_large and job[3] > 5)
+    dtypes, with_goals = options.dtype.split(","), {goal.workload for goal in gpu_goals()}
+    return sorted(found, key=lambda job: (job[1] != "cuda", dtypes.index(job[2]), job[0].name not in with_goals))
 
 
 def batches_of(workload: Workload, provider: str, options: argparse.Namespace) -> list[int]:
@@ -69,6 +74,8 @@ def batches_of(workload: Workload, provider: str, options: argparse.Namespace) -
 
 def alternatives_of(workload: Workload, provider: str, options: argparse.Namespace) -> Sequence[str]:
     """What to compare with."""
+    if options.alternatives:
+        return tuple(options.alternatives.split(","))
     if provider != "cpu":
         return ON_DEVICE
     return (*DEFAULT_ALTERNATIVES, "torchscript") if workload.is_small and not options.quick else SESSIONS

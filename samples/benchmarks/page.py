@@ -2,7 +2,7 @@
 
     python page.py
 
-The page says nothing that the JSON files and `notes.json` do not; do not edit it by hand.
+The page says nothing that the JSON files and `notes.toml` do not; do not edit it by hand.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drawing import draw_strong_loop
 from goals import VMAP_MEAN, Goal, Verdict, cpu_goals, floors, gpu_goals, judge, mean_over_vmap, read_notes
 from results import Run, read_runs
 from workloads import WORKLOADS
@@ -23,14 +24,16 @@ INTRODUCTION = """# The standard set
 
 Written by `make bench` (`samples/benchmarks/run.py`) from [benchmarks.json](benchmarks.json); do not edit it.
 [bench.md](bench.md) explains the rows and how they are measured. A ratio is how many times as long something takes as
-the one file: 2 means that the one file is twice as fast. Behind it stands the 95 % interval. All members are random
-networks with a shared input, unless it is said otherwise. N is the number of members, B the batch size."""
+the one file: 2 means that the one file is twice as fast. Behind it stands its 95 % interval; `noise` is the ratio of
+the one file to itself in another process. N is the number of members, B the batch size. All members are random networks
+with a shared input, unless it is said otherwise. Those of float16 and bfloat16 were converted before they were packed;
+tf32 means float32 members, and products in TF32."""
 
 
 def write_page(folder: Path = DOCS) -> Path:
     """Write the page of the measurements in a folder, and its drawing if matplotlib is there."""
     cpu, gpu = (read_runs(folder / name) for name in ("benchmarks.json", "benchmarks-gpu.json"))
-    drawing = _draw(cpu, folder / "benchmarks.svg")
+    drawing = draw_strong_loop(cpu, folder / "benchmarks.svg")
     path = folder / "benchmarks.md"
     path.write_text(page(cpu, gpu, read_notes(), has_drawing=drawing))
     return path
@@ -98,6 +101,9 @@ def _floors(runs: Sequence[Run], notes: Mapping[str, str]) -> Iterator[str]:
     if mean is not None:
         met = "yes" if mean[0] >= VMAP_MEAN else "no"
         rows.append([f"vmap-onnx, geometric mean of {mean[1]}", f"{VMAP_MEAN:.2f}", f"{mean[0]:.2f}", met])
+    if not rows:
+        yield "Nothing was measured yet."
+        return
     yield _table(["against", "goal", "worst, or mean", "met"], rows, right={1})
     missed_ones = [one for one in verdicts if one.is_met is False]
     if missed_ones:
@@ -150,6 +156,8 @@ def _gpu(runs: Sequence[Run], notes: Mapping[str, str]) -> Iterator[str]:
     if not runs:
         yield "Not yet run on a GPU. `make bench-gpu` measures these, on one H200, and fills them in:"
     yield from _machine(runs)
+    refused = {name: why for run in runs for name, why in run["not_loaded"].items()}
+    yield from (f"{name} did not load: {_short(why)}." for name, why in refused.items())
     yield from _goals([judge(goal, runs, notes) for goal in gpu_goals()])
     if runs:
         yield from (part.replace("## ", "### ") for part in _workloads(runs))
@@ -194,30 +202,6 @@ def _short(text: str) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:
     rule = ["---:" if place in right else "---" for place in range(len(heads))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
-
-
-# -- drawing ---------------------------------------------------------------------------------------
-
-
-def _draw(runs: Sequence[Run], path: Path) -> bool:
-    """Draw the strong loop of every network; False if there is nothing to draw, or nothing to draw with."""
-    rows = [
-        {**row, "alternative": f"strong loop, {run['workload']}"}
-        for run in runs
-        for row in run["results"]
-        if row["alternative"] == "strong-loop"
-    ]
-    if not rows:
-        return False
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return path.exists()
-    from ensexport.bench.plot import draw
-
-    environment = next(run["environment"] for run in runs if "environment" in run)
-    draw({"results": rows, "environment": environment, "artifact": "one file a network"}, path)
-    return True
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Measure what the command line asks for."""
     options = parse()
-    providers = usable(options.provider.split(","))
+    providers, refused = usable(options.provider.split(","))
     if options.check:
         return
     begin = time.perf_counter()
@@ -53,7 +53,7 @@ def main() -> None:
         if time.perf_counter() - begin > options.limit_s:
             say(f"{options.limit_s:g} s are over: `--resume` measures the rest")
             break
-        runs = replaced(runs, measured(job, wanted, options, runs))
+        runs = replaced(runs, {**measured(job, wanted, options, runs), "not_loaded": refused})
         write_runs(output, runs)
         write_page(options.output)
 
@@ -81,7 +81,7 @@ def measured(job: Job, batches: Sequence[int], options: argparse.Namespace, runs
         with tempfile.TemporaryDirectory(prefix="ensexport-set-") as folder:
             measure(run, job, batches, options, Path(folder))
     except (ensexport.EnsexportError, RuntimeError, MemoryError, OSError) as error:
-        run["error"] = f"{type(error).__name__}: {error}"
+        run["error"] = f"{type(error).__name__}: {error}".replace(str(HERE.parents[1]), ".")
         say(f"  failed: {run['error']}")
     return run
 
@@ -148,18 +148,20 @@ def affordable(batches: Sequence[int], once_s: float, limit_s: float, run: dict[
             run["skipped"].append({"batch": batch, "estimate_s": round(batch * once_s, 1)})
 
 
-def usable(providers: Sequence[str]) -> list[str]:
-    """Those that load here. The first must; a second, such as TensorRT, is left out where it does not."""
-    found = []
+def usable(providers: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Those that load here, and why the others do not. The first must, or this ends with its exit code, 7."""
+    found: list[str] = []
+    refused: dict[str, str] = {}
     for provider in providers:
         try:
             check_provider(provider)
             found.append(provider)
         except ensexport.EnsexportError as error:
             say(f"{provider}: {error.message} {error.hint or ''}".strip())
+            refused[provider] = error.message
             if provider == providers[0]:
                 raise SystemExit(error.exit_code) from None
-    return found
+    return found, refused
 
 
 def say(text: str) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The measurements of docs/bench.md, both options of the tutorial; `make bench` runs it. Options go to the benches.
+# Times both options of the tutorial, after packing them where that is not done. Options go to the benches.
 set -eu
 cd "$(dirname "$0")"
 [ -e per_member.onnx ] || sh run.sh

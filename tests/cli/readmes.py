@@ -78,6 +78,7 @@ RUNNERS: dict[str, Callable[[list[str]], str]] = {
     "ensexport": _run_ensexport,
     "python": _run_python,
     "ls": lambda arguments: _run_process(["ls", *arguments]),
+    "sh": lambda arguments: _run_process(["sh", *arguments]),
 }
 
 

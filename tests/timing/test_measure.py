@@ -63,6 +63,18 @@ def test_a_process_is_stopped_between_requests_and_gone_afterwards(job, tmp_path
             os.kill(pid, 0)
 
 
+def test_slow_calls_get_fewer_rounds_but_seven_at_least(job, tmp_path):
+    feed = {"x": np.ones((2, 4), dtype=np.float32)}
+    with Worker(job, tmp_path) as worker:
+        worker.wait_ready()
+        took = []
+        worker.seconds = lambda feed, repeats: took.append(repeats) or 0.1 * repeats
+        calls = [measure([worker], feed, blocks=30, budget_s=budget_s)[0].calls for budget_s in (None, 2.05, 0.01, 9.0)]
+        assert calls == [30, 20, 7, 30]
+        assert set(took) == {1}
+        assert measure([worker], feed, blocks=3, budget_s=0.01)[0].calls == 3
+
+
 def test_an_error_in_the_process_keeps_its_class(job, tmp_path):
     with (
         Worker({**job, "name": "loop", "maker": "ensexport.bench.session_loops:loop"}, tmp_path) as worker,
