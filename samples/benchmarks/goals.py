@@ -122,12 +122,12 @@ def floors(runs: Sequence[Run]) -> Iterator[Goal]:
 def judge(goal: Goal, runs: Sequence[Run], notes: Mapping[str, str]) -> Verdict:
     """Compare a goal with what was measured."""
     run = _run_of(goal, runs)
-    reason = notes.get(goal.name, notes.get(goal.workload, ""))
     if run is None:
-        return Verdict(goal, None, None, None, None, reason)
+        return Verdict(goal, None, None, None, None, notes.get(goal.name, ""))
+    reason = notes.get(goal.name, notes.get(goal.workload, ""))
     row, base, noise = (find_row(run, goal.batch, name) for name in (goal.alternative, goal.over, "packed-again"))
     if row is None or base is None:
-        return Verdict(goal, None, None, None, None, _why_not(goal, run) or reason, run["dtype"])
+        return Verdict(goal, None, None, None, None, _why_not(goal, run) or notes.get(goal.name, ""), run["dtype"])
     interval = None
     if goal.quantity == "ratio":
         measured: float | None = row["ratio"] / base["ratio"]
@@ -141,7 +141,7 @@ def judge(goal: Goal, runs: Sequence[Run], notes: Mapping[str, str]) -> Verdict:
         measured = row["roofline_share"]
         is_met = measured is not None and measured >= goal.bound
     if measured is None:
-        return Verdict(goal, None, None, None, None, reason, run["dtype"])
+        return Verdict(goal, None, None, None, None, notes.get(goal.name, ""), run["dtype"])
     noise_ratio = None if noise is None or goal.quantity != "ratio" else noise["ratio"]
     return Verdict(goal, measured, interval, noise_ratio, is_met, "" if is_met else reason, run["dtype"])
 
