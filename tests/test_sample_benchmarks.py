@@ -15,9 +15,13 @@ from tests.cli.conftest import single_threaded_processes  # noqa: F401 - fixture
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "samples" / "benchmarks"
 sys.path.insert(0, str(FOLDER))
+shadowing = sys.modules.pop("models", None)  # pytest imports `tests/models` under that name too
 goals, options, page, results, workloads = map(
     importlib.import_module, ("goals", "options", "page", "results", "workloads")
 )
+sys.modules.pop("models", None)
+if shadowing is not None:
+    sys.modules["models"] = shadowing
 sys.path.remove(str(FOLDER))
 
 # As torchvision, timm and the tutorial count them; BERT here has a vocabulary of its own.

@@ -5,9 +5,10 @@ import pytest
 
 from ensexport.bench.bound import loop_bound, packed_bound
 from ensexport.bench.files import write_member_files
-from ensexport.bench.session_loops import graph, loop
+from ensexport.bench.session_loops import loop
 from ensexport.members import load_members
 from ensexport.spec import parse_inputs
+from ensexport.timing.graphs import onnx as graph
 from tests.bench.test_run import TWO_INPUTS
 from tests.cli.projects import make_project, run
 
