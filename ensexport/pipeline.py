@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -212,6 +213,15 @@ class _Source:
     names: tuple[str, ...]
     fills_buffers: bool
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What probes are made of: sizes that are accepted, and values."""
+        return {
+            "example_sizes": self.example.sizes,
+            "dim_ranges": self.member.dim_ranges,
+            "ranges": self.ranges,
+        }
+
 
 def _captured(
     ensemble: Ensemble | Members,
@@ -265,9 +275,7 @@ def _feeds(source: _Source, batches: Sequence[int]) -> dict[int | None, dict[str
         source.specs,
         source.per_member,
         len(source.ensemble),
-        example_sizes=source.example.sizes,
-        dim_ranges=source.member.dim_ranges,
-        ranges=source.ranges,
+        **source.sizes,
         batches=batches,
         seeds=(0,),
     )
@@ -290,9 +298,7 @@ def _proven(
         source.specs,
         source.per_member,
         len(source.ensemble),
-        example_sizes=source.example.sizes,
-        dim_ranges=source.member.dim_ranges,
-        ranges=source.ranges,
+        **source.sizes,
         batches=batches,
         seeds=seeds,
     )

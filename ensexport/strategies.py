@@ -112,15 +112,7 @@ def tuned(candidates: Candidates, rules: RuleSet, provider: str, *, tell: Callab
             blocks=_BLOCKS,
             outputs=candidates.outputs,
         )
-    trials = tuple(
-        Trial(
-            row.alternative,
-            batch,
-            *(round(value, 4) for value in (row.median_ms, row.ratio, row.ratio_low, row.ratio_high)),
-        )
-        for batch, timings in zip(candidates.feeds, rows, strict=True)
-        for row in timings
-    )
+    trials = tuple(_trial(row, batch) for batch, timings in zip(candidates.feeds, rows, strict=True) for row in timings)
     winner = choose(trials)
     graph = graphs[winner]
     return replace(graph, plan=replace(graph.plan, winner=winner, trials=trials))

@@ -120,22 +120,26 @@ def _no_vmap_loop() -> Iterator[None]:
 
 def unrolled(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
     """Call the op once a member and stack the results."""
+
+    def joined(value: Value) -> Value:
+        return Value(ctx.stacked(value), Stacked(0), value.member)
+
     try:
-        copies = _copies(ctx, op, args, kwargs)
-        if isinstance(ctx.result, torch.Tensor):
-            return _checked(ctx, ctx.value(ctx.call(aten.stack.default, copies), Stacked(0)))
-        stacked = [
-            ctx.call(aten.stack.default, [ctx.call(operator.getitem, copy, output) for copy in copies])
-            for output in range(len(ctx.result))
-        ]
+        apart = branched(ctx, op, args, kwargs)
+        results = tuple(map(joined, apart)) if isinstance(apart, tuple) else joined(apart)
     except TRACE_ERRORS as error:
         raise StepError(f"unrolled: {_first_line(error)}") from error
-    return _checked(ctx, tuple(ctx.value(node, Stacked(0), output=i) for i, node in enumerate(stacked)))
+    return _checked(ctx, results)
 
 
 def branched(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> Results:
     """Call the op once a member and leave the results apart, as `Branches`."""
-    copies = _copies(ctx, op, args, kwargs)
+    if op is aten.view.default:
+        op = aten.reshape.default  # a member's slice has other strides than the member's own tensor
+    copies = []
+    for index in range(ctx.n_members):
+        member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]
+        copies.append(ctx.builder.call_as(ctx.result, op, *member_args, **member_kwargs))
     if isinstance(ctx.result, torch.Tensor):
         return _checked(ctx, ctx.value(copies[0], Branches(tuple(copies))))
     results = []
@@ -143,16 +147,6 @@ def branched(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -
         nodes = tuple(ctx.call(operator.getitem, copy, output) for copy in copies)
         results.append(ctx.value(nodes[0], Branches(nodes), output=output))
     return _checked(ctx, tuple(results))
-
-
-def _copies(ctx: Context, op: OpOverload, args: Args, kwargs: dict[str, Any]) -> list[fx.Node]:
-    if op is aten.view.default:
-        op = aten.reshape.default  # a member's slice has other strides than the member's own tensor
-    copies = []
-    for index in range(ctx.n_members):
-        member_args, member_kwargs = map_values((args, kwargs), lambda value, k=index: ctx.member(value, k))  # type: ignore[misc]
-        copies.append(ctx.builder.call_as(ctx.result, op, *member_args, **member_kwargs))
-    return copies
 
 
 STEPS: tuple[tuple[str, Callable[..., Results]], ...] = (

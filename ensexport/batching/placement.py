@@ -165,12 +165,12 @@ def cheapest(
 
     best: dict[bool, tuple[float, tuple[fx.Node, ...]]] = {False: (0.0, ()), True: (0.0, ())}
     for number, (node, own) in enumerate(costs.items()):
-        copies = share([_switch_s(site, node, batch) for batch in batches])
+        copies = share([_switch_s(site, node, batch) for batch in batches]) if number else 0.0
         switch = copies + _SWITCH_SHARE * len(batches) if number else 0.0
         batched = share([cost.batched_s for cost in own])
         apart = share([margin * cost.apart_s + _NODE_S * site.n_members for cost in own])
         stay, back = best[False][0], best[True][0] + switch
-        go, remain = best[False][0] + switch + _TO_APART * copies * bool(number), best[True][0]
+        go, remain = best[False][0] + switch + _TO_APART * copies, best[True][0]
         best = {
             False: (min(stay, back) + batched, best[False][1] if stay <= back else best[True][1]),
             True: (min(go, remain) + apart, (*(best[True] if remain <= go else best[False])[1], node)),
@@ -181,9 +181,7 @@ def cheapest(
 def _switch_s(site: Site, node: fx.Node, batch: int) -> float:
     """Seconds that a Split or Concat of the node's input takes."""
     sources = [arg for arg in node.all_input_nodes if arg not in site.member.state and arg in site.differing]
-    sizes = [math.prod(site.sizes(source, batch)) for source in sources if isinstance(_value(source), torch.Tensor)]
+    sizes = [
+        math.prod(site.sizes(source, batch)) for source in sources if isinstance(source.meta.get("val"), torch.Tensor)
+    ]
     return 4.0 * 2 * site.n_members * max(sizes, default=0) / _BYTES_A_SECOND + _NODE_S * site.n_members
-
-
-def _value(node: fx.Node) -> Any:
-    return node.meta.get("val")

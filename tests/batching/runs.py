@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def onnx_run(graph: BatchedGraph, weights: dict[str, Tensor], folder: Path) -> R
         return [torch.from_numpy(array) for array in session.run(None, feed)]
 
     return run
+
+
+def ops(members: Sequence[nn.Module], spec: str, *, folder: Path | None = None, **options: object) -> Counter[str]:
+    """The batched graph's ops by name, after a comparison with the loop; in ONNX and TorchScript too with a folder."""
+    graph, weights = batched(members, spec, **options)
+    _, example = capture(members[0], spec)
+    runs = [fx_run(graph, weights)]
+    if folder is not None:
+        runs += [onnx_run(graph, weights, folder), torchscript_run(graph, weights)]
+    assert_equals_loop(runs, members, graph, example)
+    assert not graph.plan.fallbacks
+    return Counter(n.target.__name__ for n in graph.graph.nodes if n.op == "call_function")
 
 
 def assert_equals_loop(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.batching.runs import assert_equals_loop, batched, capture, fx_run, onnx_run, torchscript_run
+from tests.batching.runs import batched, capture, fx_run, ops
 
 IMAGE, LINE, ROW = "x:float32[batch,6,5,5]", "x:float32[batch,6,7]", "x:float32[batch,6]"
 Build = Callable[[], nn.Module]
@@ -42,18 +42,6 @@ def trained(build: Build, n_members: int = 3) -> list[nn.Module]:
                     nn.init.uniform_(module.weight, -2.0, 2.0)
                     nn.init.normal_(module.bias)
     return members
-
-
-def ops(members: list[nn.Module], spec: str, folder: Path | None = None, **options: object) -> Counter[str]:
-    """The batched graph's ops by name, after a comparison with the loop."""
-    graph, weights = batched(members, spec, **options)
-    _, example = capture(members[0], spec)
-    runs = [fx_run(graph, weights)]
-    if folder is not None:
-        runs += [onnx_run(graph, weights, folder), torchscript_run(graph, weights)]
-    assert_equals_loop(runs, members, graph, example)
-    assert not graph.plan.fallbacks
-    return Counter(n.target.__name__ for n in graph.graph.nodes if n.op == "call_function")
 
 
 def seq(*builds: Build) -> Build:
@@ -127,14 +115,14 @@ def assert_all_folded(counted: Counter[str], n_members: int = 3) -> None:
 @pytest.mark.parametrize("name", BEHIND)
 def test_norm_behind_a_layer_costs_nothing(name: str, n_members: int, tmp_path: Path) -> None:
     build, spec = BEHIND[name]
-    assert_all_folded(ops(trained(build, n_members), spec, tmp_path if n_members == 3 else None), n_members)
+    assert_all_folded(ops(trained(build, n_members), spec, folder=tmp_path if n_members == 3 else None), n_members)
 
 
 @pytest.mark.parametrize("n_members", [1, 3])
 @pytest.mark.parametrize("name", BEFORE)
 def test_norm_before_a_layer_costs_nothing(name: str, n_members: int, tmp_path: Path) -> None:
     build, spec = BEFORE[name]
-    assert_all_folded(ops(trained(build, n_members), spec, tmp_path if n_members == 3 else None), n_members)
+    assert_all_folded(ops(trained(build, n_members), spec, folder=tmp_path if n_members == 3 else None), n_members)
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "transposed-groups"])

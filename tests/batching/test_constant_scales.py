@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.batching.runs import assert_equals_loop, batched, capture, fx_run, onnx_run, torchscript_run
+from tests.batching.runs import batched
+from tests.batching.runs import ops as compared
 
 IMAGE, TOKENS = "x:float32[batch,6,5,5]", "x:float32[batch,seq,6]"
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -40,14 +41,7 @@ def attention(m: nn.Module, x: Tensor) -> Tensor:
 
 def ops(forward: Forward, spec: str, folder: Path | None = None, **options: object) -> Counter[str]:
     members: list[nn.Module] = [Flow(forward).eval() for _ in range(3)]
-    graph, weights = batched(members, spec, **options)
-    _, example = capture(members[0], spec)
-    runs = [fx_run(graph, weights)]
-    if folder is not None:
-        runs += [onnx_run(graph, weights, folder), torchscript_run(graph, weights)]
-    assert_equals_loop(runs, members, graph, example)
-    assert not graph.plan.fallbacks
-    return Counter(n.target.__name__ for n in graph.graph.nodes if n.op == "call_function")
+    return compared(members, spec, folder=folder, **options)
 
 
 FOLDED: dict[str, tuple[Forward, str]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.batching.runs import assert_equals_loop, batched, capture, fx_run
+from tests.batching.runs import batched, ops
 
 aten = torch.ops.aten
 
@@ -31,15 +31,6 @@ class Flow(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.flow(self, x)
-
-
-def ops(members: list[nn.Module], spec: str, **options: object) -> Counter[str]:
-    """The batched graph's ops by name, after a comparison with the loop."""
-    graph, weights = batched(members, spec, **options)
-    _, example = capture(members[0], spec)
-    assert_equals_loop([fx_run(graph, weights)], members, graph, example)
-    assert not graph.plan.fallbacks
-    return Counter(n.target.__name__ for n in graph.graph.nodes if n.op == "call_function")
 
 
 def flow(forward: Callable[[nn.Module, torch.Tensor], torch.Tensor], spec: str, **options: bool) -> Counter[str]:

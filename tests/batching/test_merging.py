@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ensexport.batching.merging import merge_linears
-from tests.batching.runs import assert_equals_loop, batched, capture, fx_run, onnx_run, torchscript_run
+from tests.batching.runs import assert_equals_loop, batched, capture, fx_run
+from tests.batching.runs import ops as compared
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 TOKENS = "x:float32[batch,seq,6]"
@@ -57,14 +58,7 @@ def ops(
     forward: Forward, spec: str = TOKENS, n_members: int = 3, folder: Path | None = None, **options: object
 ) -> Counter[str]:
     modules = members(forward, n_members)
-    graph, weights = batched(modules, spec, merges=True, **options)
-    _, example = capture(modules[0], spec)
-    runs = [fx_run(graph, weights)]
-    if folder is not None:
-        runs += [onnx_run(graph, weights, folder), torchscript_run(graph, weights)]
-    assert_equals_loop(runs, modules, graph, example)
-    assert not graph.plan.fallbacks
-    return Counter(n.target.__name__ for n in graph.graph.nodes if n.op == "call_function")
+    return compared(modules, spec, folder=folder, merges=True, **options)
 
 
 def layers(counted: Counter[str]) -> int:

@@ -25,7 +25,6 @@ def report(batches=(1, 8, 64), counts=(5,), alternatives=("packed", "loop", "str
 
 
 def drawn(tmp_path, value, suffix=".svg"):
-    pytest.importorskip("matplotlib")
     path = tmp_path / f"bench{suffix}"
     draw(value, path)
     return path
@@ -60,7 +59,8 @@ def test_one_panel_for_each_n_and_one_for_each_batch_where_n_varies(tmp_path, ba
 
 
 def test_other_settings_of_matplotlib_change_nothing(tmp_path):
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     first = drawn(tmp_path, report()).read_bytes()
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30}):
         assert drawn(tmp_path, report()).read_bytes() == first
