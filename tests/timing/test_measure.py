@@ -1,9 +1,11 @@
 """The processes that hold the alternatives, and the arithmetic of a row."""
 
+import itertools
 import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from ensexport.errors import ArtifactError
 from ensexport.timing.exchange import write_feed
-from ensexport.timing.measure import BenchError, Worker, measure, summarise, time_files
+from ensexport.timing.measure import BenchError, Worker, balanced_orders, measure, summarise, time_files
 from tests.cli.projects import X, run
 
 
@@ -125,3 +127,15 @@ def test_the_most_memory_is_counted_from_a_reset_on(job, tmp_path):
             used.append(worker.memory_mb())
     assert used[1] > used[0] + 60
     assert used[2] < used[1] - 60
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_each_alternative_stands_at_each_place_and_follows_each_other_one_as_often(n):
+    orders = balanced_orders(n)
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    places = Counter(place for order in orders for place in enumerate(order))
+    assert set(places.values()) == {len(orders) // n}
+    assert len(places) == n * n
+    followers = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert len(followers) == n * (n - 1)
+    assert len(set(followers.values())) <= 1
