@@ -80,6 +80,18 @@ class CheckpointError(InputRefusedError):
     code = "E_CHECKPOINT"
 
 
+class NoWeightsError(CheckpointError):
+    """A checkpoint file is sound but holds no weights: an optimizer's state."""
+
+    code = "E_NO_WEIGHTS"
+
+
+class IncompleteCheckpointError(CheckpointError):
+    """The files hold only part of a network: an adapter, one rank's partition, or a shard is missing."""
+
+    code = "E_INCOMPLETE"
+
+
 class UnsafeCheckpointError(InputRefusedError):
     """A checkpoint file asks for code to be run."""
 

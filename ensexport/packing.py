@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ensexport.members import Members, load_members
+from ensexport.members.inspection import Inspection, inspect_members
+from ensexport.members.selection import NO_SELECTION, Selection
+from ensexport.members.trust import NO_TRUST, Trust
 from ensexport.pipeline import ExportReport, OnStage, export
 from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
 from ensexport.staging import Staging
@@ -20,12 +23,12 @@ class PackReport:
     """What was packed.
 
     Attributes:
-        members: The members, in order, and what was skipped.
+        members: The members, in order, and what was skipped; after a dry run what `inspect` says of them.
         export: The artifacts and their proof; None after a dry run.
         timings_s: Seconds per stage, loading first.
     """
 
-    members: Members
+    members: Members | Inspection
     export: ExportReport | None
     timings_s: Mapping[str, float]
 
@@ -33,7 +36,7 @@ class PackReport:
         """Return the JSON object of the contract, less `command` and `ok`."""
         done = self.export
         return {
-            **members_dict(self.members),
+            **(members_dict(self.members) if isinstance(self.members, Members) else self.members.to_dict()),
             "artifacts": [] if done is None else [asdict(artifact) for artifact in done.artifacts],
             "validation": None if done is None else done.validation.to_dict(),
             "plan": None if done is None else asdict(done.plan),
@@ -60,6 +63,9 @@ def pack(
     inputs: Sequence[TensorSpec | str],
     model_args: Mapping[str, Any] | None = None,
     base_dir: str | Path | None = None,
+    selection: Selection = NO_SELECTION,
+    trust: Trust = NO_TRUST,
+    allow_nonfinite: bool = False,
     per_member: Sequence[str] = (),
     member_axis: int = 0,
     opset: int | None = None,
@@ -82,6 +88,9 @@ def pack(
         inputs: Input specs, as for `export`.
         model_args: Keyword arguments of the architecture.
         base_dir: What a relative path in `model` is relative to.
+        selection: Where in the files the weights lie, as for `load_members`.
+        trust: What may run code, as for `load_members`.
+        allow_nonfinite: Take members that hold NaN or Inf, with a warning.
         per_member: Names of the inputs that get a leading N axis.
         member_axis: 0 for outputs `(N, B, ...)`, 1 for `(B, N, ...)`.
         opset: ONNX opset version.
@@ -110,10 +119,21 @@ def pack(
             on_stage("load", done, total)
 
     tell("", 0, 0)
-    members = load_members(list(checkpoints), model, model_args=model_args, base_dir=base_dir, on_progress=tell)
-    load_s = time.perf_counter() - begin
+    reading: dict[str, Any] = {
+        "model_args": model_args,
+        "base_dir": base_dir,
+        "selection": selection,
+        "trust": trust,
+        "allow_nonfinite": allow_nonfinite,
+        "on_progress": tell,
+    }
     if dry_run:
-        return PackReport(members, None, {"load": load_s})
+        inspection = inspect_members(list(checkpoints), model, **reading)
+        if inspection.problems:
+            raise inspection.problems[0]
+        return PackReport(inspection, None, {"load": time.perf_counter() - begin})
+    members = load_members(list(checkpoints), model, **reading)
+    load_s = time.perf_counter() - begin
     done = export(
         members,
         targets,

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from ensexport.bench.environment import describe_environment, n_cores
 from ensexport.bench.files import Feeds, Files, make_feeds, prepare, weight_bytes
 from ensexport.bench.names import MODES, OWN_LAYOUT, check_alternative, check_members, default_alternatives
 from ensexport.bench.report import BenchReport, Row
+from ensexport.bench.torch_loops import load_source
 from ensexport.compare import Array, compare_arrays
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, ProviderError, UsageError
-from ensexport.members import Members, load_members
+from ensexport.members import Members
+from ensexport.members.selection import NO_SELECTION, Selection
+from ensexport.members.trust import NO_TRUST, Trust
 from ensexport.runtime import read_metadata
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.spec import Tolerance, parse_inputs
@@ -42,6 +45,9 @@ def bench(
     model: str,
     model_args: Mapping[str, Any] | None = None,
     base_dir: str | Path | None = None,
+    selection: Selection = NO_SELECTION,
+    trust: Trust = NO_TRUST,
+    allow_nonfinite: bool = False,
     batches: Sequence[int] = (1, 8, 64),
     n_members: Sequence[int] | None = None,
     blocks: int = 30,
@@ -60,6 +66,9 @@ def bench(
         model: The architecture, by name: each alternative builds it in a process of its own.
         model_args: Keyword arguments of the architecture.
         base_dir: What a relative path in `model` is relative to.
+        selection: Where in the files the weights lie, as for `load_members`.
+        trust: What may run code, as for `load_members`.
+        allow_nonfinite: Take members that hold NaN or Inf.
         batches: Batch sizes; without effect if the artifact has no dynamic batch.
         n_members: Sizes of ensembles of the first members, packed for the measurement; by default the artifact's own.
         blocks: Rounds of interleaved blocks.
@@ -93,21 +102,24 @@ def bench(
     _check_runs(path, provider)
     tell("load", 0, 0)
     source: dict[str, Any] = {
+        "checkpoints": [os.path.abspath(path) for path in checkpoints],
         "model": model,
         "model_args": dict(model_args or {}),
         "base_dir": str(Path(base_dir or ".").resolve()),
+        "selection": asdict(selection),
+        "trust": asdict(trust),
+        "allow_nonfinite": allow_nonfinite,
     }
-    members = load_members(list(checkpoints), **source)
+    members = load_source(source)
     _check_count(artifact, metadata, members)
-    paths = [str(Path(member.path).resolve()) for member in members]
     found_mode, reason = _mode(mode, weight_bytes(members), 2 + len(wanted))
     rows: list[Row] = []
     counts: list[Counts] = []
     left_out: dict[str, str] = {}
     for size in sizes:
-        own = members if size == len(members) else load_members(paths[:size], **source)
+        own = members.first(size)
         with tempfile.TemporaryDirectory(prefix="ensexport-bench-") as folder:
-            setup = _Setup(path, metadata, own, Path(folder), wanted, source, paths[:size], provider, tf32, tell)
+            setup = _Setup(path, metadata, own, Path(folder), wanted, source, provider, tf32, tell)
             setup.make(batches)
             timings = setup.timed(blocks, budget_s, found_mode)
             tell("profile", 0, 0)
@@ -164,7 +176,6 @@ class _Setup:
     folder: Path
     alternatives: Sequence[str]
     source: Mapping[str, Any]
-    checkpoints: Sequence[str]
     provider: str
     tf32: bool
     tell: OnStage
@@ -225,7 +236,6 @@ class _Setup:
             "name": kind,
             "maker": find_maker(kind, path),
             "path": path,
-            "checkpoints": list(self.checkpoints),
             "n_members": len(self.members),
             "inputs": [spec.name for spec in parse_inputs(self.metadata["inputs"])],
             "outputs": self.metadata["outputs"],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from ensexport.compare import Array
 from ensexport.errors import ProviderError
 from ensexport.members import Members, load_members
+from ensexport.members.selection import Selection
+from ensexport.members.trust import Trust
 from ensexport.runtime.torch_runner import array_from_tensor, tensor_from_array
 from ensexport.stacking import stack
 from ensexport.stacking.binding import bind_inputs
@@ -58,7 +61,24 @@ def on_arrays(job: Job, call: Callable[[Sequence[torch.Tensor]], Sequence[torch.
 
 def job_members(job: Job) -> Members:
     """Load the members that a job names."""
-    return load_members(job["checkpoints"], job["model"], model_args=job["model_args"], base_dir=job["base_dir"])
+    return load_source(job).first(job["n_members"])
+
+
+def load_source(source: Mapping[str, Any]) -> Members:
+    """Load all members of a source: `checkpoints`, `model` and the other arguments of `load_members`, as JSON has them.
+
+    Raises:
+        EnsexportError: See `load_members`.
+    """
+    return load_members(
+        source["checkpoints"],
+        source["model"],
+        model_args=source["model_args"],
+        base_dir=source["base_dir"],
+        selection=Selection(**source["selection"]),
+        trust=Trust(**source["trust"]),
+        allow_nonfinite=source["allow_nonfinite"],
+    )
 
 
 def job_device(job: Job) -> torch.device:

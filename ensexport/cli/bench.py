@@ -63,8 +63,7 @@ from ensexport.staging import Staging, writing
         help="Draw the speed-ups: .png, .svg or .html. Repeat for more.",
     ),
     click.option("--force", is_flag=True, help="Replace drawings that exist."),
-    options.model,
-    options.model_args,
+    *options.loading,
     options.config,
     options.as_json,
 )

@@ -34,6 +34,30 @@ model = click.option(
     help="The architecture: path/to/model.py:Net, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER.",
 )
 model_args = click.option("--model-args", metavar="JSON", help="Its keyword arguments, as a JSON object.")
+weights = click.option(
+    "--weights",
+    type=click.Choice(["ema", "raw"]),
+    help="Averaged or raw weights, where a checkpoint holds both; default: averaged.",
+)
+key = click.option("--key", metavar="NAME", help="Where in a checkpoint the weights lie; dots for keys inside of keys.")
+strip_prefix = click.option(
+    "--strip-prefix",
+    metavar="PREFIX",
+    help="Take PREFIX off the tensors' names and leave out those without it; default: found by the architecture.",
+)
+allow_pickle = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open pickles that run code, whole modules say. Only for files of people you trust.",
+)
+trust_code = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Open TorchScript and .pt2 programs as members. Only for files of people you trust.",
+)
+allow_nonfinite = click.option("--allow-nonfinite", is_flag=True, help="Take members that hold NaN or Inf.")
+loading = (model, model_args, weights, key, strip_prefix, allow_pickle, trust_code, allow_nonfinite)
+"""How members are read: the same for every command that reads them."""
 config = click.option(
     "--config",
     metavar="FILE",

@@ -29,8 +29,7 @@ from ensexport.staging import Staging
     click.option(
         "-o", "outputs", multiple=True, required=True, metavar="OUT", help="FILE.onnx, .ts or .pt2. Repeat for more."
     ),
-    options.model,
-    options.model_args,
+    *options.loading,
     options.config,
     options.inputs,
     options.per_member,

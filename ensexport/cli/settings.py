@@ -11,6 +11,8 @@ import click
 
 from ensexport.errors import ConfigError, UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
+from ensexport.members.selection import Selection
+from ensexport.members.trust import Trust
 from ensexport.members.wording import quote_path
 from ensexport.spec import Tolerance, parse_inputs
 
@@ -34,7 +36,7 @@ class Settings:
         self.warnings: list[str] = []
         config = load_config(config_path) if config_path is not None else self._found(checkpoints)
         named = {name.replace("_", "-"): list(v) if isinstance(v, tuple) else v for name, v in typed.items()}
-        given = {name: value for name, value in named.items() if value not in (None, [])}
+        given = {name: value for name, value in named.items() if not (value is None or value is False or value == [])}
         self.values: dict[str, Any] = {**(config.values if config else {}), **given}
         self.base_dir = config.path.parent if config and "model" not in given else None
         if isinstance(self.values.get("model-args"), str):
@@ -68,10 +70,16 @@ class Settings:
                 "no architecture is given: a checkpoint holds weights, not code.",
                 hint="Add --model path/to/model.py:Net, or `model = ...` to ensexport.toml.",
             )
+        return {"model": str(self.values["model"]), **self.reading()}
+
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `load_members` without the architecture's name."""
         return {
-            "model": str(self.values["model"]),
             "model_args": self.values.get("model-args"),
             "base_dir": self.base_dir,
+            "selection": Selection(self.values.get("weights"), self.values.get("key"), self.values.get("strip-prefix")),
+            "trust": Trust(bool(self.values.get("allow-pickle")), bool(self.values.get("trust-code"))),
+            "allow_nonfinite": bool(self.values.get("allow-nonfinite")),
         }
 
     def packing(self) -> dict[str, Any]:

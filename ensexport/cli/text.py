@@ -5,30 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ensexport.cli.members_text import inspection_lines, members_lines, size_text
 from ensexport.members.wording import show_path
-
-
-def size_text(size_bytes: int) -> str:
-    """`1.2 MB`, decimal units."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def members_lines(report: dict[str, Any]) -> Iterator[str]:
-    """One line a member and one a skipped file."""
-    yield f"members ({len(report['members'])})"
-    for member in report["members"]:
-        notes = [f"under '{member['container_key']}'"] if member["container_key"] else []
-        notes += [f"prefix '{member['stripped_prefix']}' dropped"] if member["stripped_prefix"] else []
-        yield f"  {member['index']:>3}  {show_path(member['path'])}  sha256 {member['sha256'][:12]}" + "".join(
-            f"  ({note})" for note in notes
-        )
-    for skipped in report["skipped"]:
-        yield f"    -  {show_path(skipped['path'])}  skipped: {skipped['reason']}"
 
 
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
@@ -63,10 +41,11 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
 
 def pack_lines(report: dict[str, Any]) -> Iterator[str]:
     """The result of `pack`."""
-    yield from members_lines(report)
     if report["validation"] is None:
+        yield from inspection_lines(report)
         yield "dry run: nothing was exported or written"
         return
+    yield from members_lines(report)
     yield from plan_lines(report["plan"])
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"

@@ -8,9 +8,10 @@ import click
 
 from ensexport.cli import options
 from ensexport.cli.invocation import Invocation
+from ensexport.cli.members_text import members_lines
 from ensexport.cli.settings import Settings
 from ensexport.cli.streams import write_json
-from ensexport.cli.text import members_lines, validation_lines
+from ensexport.cli.text import validation_lines
 from ensexport.members.discovery import find_checkpoints
 from ensexport.spec import artifact_format
 
@@ -23,8 +24,7 @@ from ensexport.spec import artifact_format
 @options.apply(
     options.artifact,
     options.checkpoints,
-    options.model,
-    options.model_args,
+    *options.loading,
     options.config,
     options.target,
     options.atol,

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ensexport.members.agreement import check_states_agree
     from ensexport.members.architecture import Architecture, resolve_architecture
-    from ensexport.members.checkpoint import Checkpoint, read_checkpoint
     from ensexport.members.config import Config, FoundConfig, find_config, load_config, parse_model_args
     from ensexport.members.discovery import Discovery, find_checkpoints
-    from ensexport.members.loading import Member, Members, load_members
+    from ensexport.members.loading import load_members
+    from ensexport.members.member import Member, Members
+    from ensexport.members.reading import Checkpoint, read_checkpoint
+    from ensexport.members.selection import Selection
     from ensexport.members.tensors import find_nonfinite, weights_digest
+    from ensexport.members.trust import Trust
 
 __all__ = [
     "Architecture",
@@ -25,6 +28,8 @@ __all__ = [
     "FoundConfig",
     "Member",
     "Members",
+    "Selection",
+    "Trust",
     "check_states_agree",
     "find_checkpoints",
     "find_config",
@@ -39,12 +44,14 @@ __all__ = [
 
 _HOMES = {
     "Architecture": "architecture",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "reading",
     "Config": "config",
     "Discovery": "discovery",
     "FoundConfig": "config",
-    "Member": "loading",
-    "Members": "loading",
+    "Member": "member",
+    "Members": "member",
+    "Selection": "selection",
+    "Trust": "trust",
     "check_states_agree": "agreement",
     "find_checkpoints": "discovery",
     "find_config": "config",
@@ -52,7 +59,7 @@ _HOMES = {
     "load_config": "config",
     "load_members": "loading",
     "parse_model_args": "config",
-    "read_checkpoint": "checkpoint",
+    "read_checkpoint": "reading",
     "resolve_architecture": "architecture",
     "weights_digest": "tensors",
 }

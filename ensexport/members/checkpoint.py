@@ -1,95 +1,103 @@
-"""The one place that reads a checkpoint file. Nothing in a file is ever run.
+"""The one place that reads a checkpoint file. Nothing in a file is ever run, unless the user said to trust it.
 
-Order of the checks: cheap facts first (size, first bytes), then a digest of all bytes, then the zip's own
-checksums, and only then torch's loader, always with `weights_only=True`. Size and time of the file are
-compared before and after, so that the digest speaks about the bytes that were loaded.
+Order of the checks: cheap facts first (size, first bytes), then a digest of all bytes, then the checks of the format
+that the first bytes show; a suffix is only a name. Size and time of the file are compared before and after, so that
+the digest speaks about the bytes that were loaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import os
 import stat
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import safetensors
-import torch
-
-from ensexport.errors import CheckpointError, UnsafeCheckpointError
-from ensexport.members.archive import ZIP_MAGIC, check_archive
-from ensexport.members.containers import Origin, extract_state, read_origin, strip_prefix
-from ensexport.members.refusals import refusal
-from ensexport.members.tensors import find_nonfinite, plain_state, weights_digest
+from ensexport.errors import CheckpointError
+from ensexport.members.safetensors_file import load_safetensors
+from ensexport.members.torch_file import by_name, is_torch_head, load_torch
+from ensexport.members.trust import NO_TRUST, Trust
 from ensexport.members.wording import quote_path
 
-__all__ = ["Checkpoint", "find_nonfinite", "read_checkpoint", "weights_digest"]
-
+_HEAD_BYTES = 512
 _HTML_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
-_PLAIN_CLASSES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
-"""Beside tensors and plain values: the training options that timm and torchvision save. It only holds attributes."""
-_NO_SAFETY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The weights of one file and where in it they lay.
+class LoadedFile:
+    """What one file held, before anything in it is chosen.
 
     Attributes:
-        state: Plain, dense, contiguous CPU tensors by name; tied weights are the same object.
-        container_key: The key the state dict lay under; None if the file held nothing else.
-        stripped_prefix: What was taken off every name; None if nothing was.
+        content: Tensors, dicts, lists and plain values; a whole module only where pickles are trusted. Tensors may
+            still lie in the file, mapped into memory, until `plain_state` copies those that are wanted.
         sha256: Digest of the file's bytes.
-        format: `safetensors`, `torch-zip`, or `torch-legacy` (before torch 1.6).
-        origin: What the file says its network is; None if it says nothing.
+        format: `safetensors`, `torch-zip`, `torch-legacy` (before torch 1.6), or, where they are trusted, `pickle`,
+            `torchscript`, `pt2`.
+        size_bytes: Size of the file.
+        path: The file.
+        facts: What the file system said of it when it was opened.
     """
 
-    state: dict[str, torch.Tensor]
-    container_key: str | None
-    stripped_prefix: str | None
+    content: Any
     sha256: str
     format: str
-    origin: Origin | None = None
+    size_bytes: int
+    path: str
+    facts: os.stat_result
+
+    def check_unchanged(self) -> None:
+        """Make sure that what was copied out of the file is what the digest speaks about.
+
+        Raises:
+            CheckpointError: The file was written to, replaced or removed since it was opened.
+        """
+        try:
+            _check_unchanged(self.facts, Path(self.path).stat(), self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"{quote_path(self.path)} went away while it was read ({error.strerror}).",
+                hint="Wait until the training run has finished writing.",
+            ) from error
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read the weights of one checkpoint file without running anything in it.
+def load_file(path: str | Path, *, trust: Trust = NO_TRUST) -> LoadedFile:
+    """Read one checkpoint file without running anything in it, unless `trust` allows that.
 
     Args:
-        path: A `.safetensors` file, or a file of any other suffix that `torch.save` wrote.
+        path: A file of any name; its first bytes say what it is.
+        trust: What may run code.
+
+    Returns:
+        What it held. With `allow_pickle` a file that needs no code is still read the safe way.
 
     Raises:
         CheckpointError: The file cannot be opened, is empty, truncated, damaged, a Git LFS pointer or a web
-            page, holds no state dict or a tensor that cannot be packed, or changed while it was read.
-        UnsafeCheckpointError: It asks for code to be run (names what), is a TorchScript or `.pt2` program,
-            or the environment switches torch's protection off.
+            page, or changed while it was read.
+        UnsafeCheckpointError: It asks for code to be run (names what), or is a TorchScript or `.pt2` program, and
+            `trust` does not cover it; or the environment switches torch's protection off.
     """
     name = str(path)
     try:
         with _open_regular(Path(path)) as file:
             before = os.fstat(file.fileno())
-            _check_head(file.read(512), name, before.st_size)
+            head = file.read(_HEAD_BYTES)
+            _check_head(head, name, before.st_size)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if Path(path).suffix.lower() == ".safetensors":
-                loaded, file_format = _load_safetensors(name), "safetensors"
+            if _is_safetensors(head, name, before.st_size):
+                content: Any = load_safetensors(file, by_name(file, name), name, size_bytes=before.st_size)
+                file_format = "safetensors"
             else:
-                loaded, file_format = _load_torch(file, name, before.st_size)
+                content, file_format = load_torch(file, name, size_bytes=before.st_size, trust=trust)
             _check_unchanged(before, Path(path).stat(), name)
     except OSError as error:
         raise CheckpointError(
             f"cannot read {quote_path(name)}: {error.strerror or error}.",
             hint="Check the path and its permissions.",
         ) from error
-    origin = read_origin(loaded)
-    state, container_key = extract_state(loaded, name)
-    state, stripped_prefix = strip_prefix(plain_state(state, name, size_bytes=before.st_size))
-    return Checkpoint(state, container_key, stripped_prefix, sha256, file_format, origin)
+    return LoadedFile(content, sha256, file_format, before.st_size, name, before)
 
 
 def _open_regular(path: Path) -> io.BufferedReader:
@@ -100,51 +108,22 @@ def _open_regular(path: Path) -> io.BufferedReader:
 
 def _check_head(head: bytes, path: str, size_bytes: int) -> None:
     problem = advice = ""
-    is_safetensors = path.lower().endswith(".safetensors")
     if not head:
         problem, advice = "it is empty (0 bytes)", "Copy or download it again."
     elif head.startswith(b"version https://git-lfs"):
         problem, advice = f"it is a Git LFS pointer ({size_bytes} bytes), not the file", "Run 'git lfs pull'."
     elif head.lstrip().lower().startswith(_HTML_STARTS):
         problem, advice = "it is a web page, not a checkpoint", "Download the file itself; log in first."
-    elif is_safetensors and head.startswith((ZIP_MAGIC, b"\x80\x02")):
-        problem, advice = "it was written by torch.save, not by safetensors", "Rename it to end in .pt."
-    elif not is_safetensors and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size_bytes:
-        problem, advice = "it is a safetensors file", "Rename it to end in .safetensors."
     if problem:
         raise CheckpointError(f"cannot read {quote_path(path)}: {problem}.", hint=advice)
 
 
-def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as archive:
-            # Copied out of the memory map: what is done to the file later must not reach the weights.
-            return {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118 - no dict
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            f"cannot read {quote_path(path)}: it is truncated, damaged, or no safetensors file ({error}).",
-            hint="Copy or download it again.",
-        ) from error
-
-
-def _load_torch(file: io.BufferedReader, path: str, size_bytes: int) -> tuple[Any, str]:
-    if os.environ.get(_NO_SAFETY):
-        raise UnsafeCheckpointError(
-            f"refused to read {quote_path(path)}: {_NO_SAFETY} is set, which switches safe loading off.",
-            hint=f"Unset {_NO_SAFETY}, or use .safetensors files.",
-        )
-    file.seek(0)
-    is_zip = file.read(4) == ZIP_MAGIC
-    pickled: BinaryIO = io.BytesIO(check_archive(file, path, size_bytes=size_bytes)) if is_zip else file
-    file.seek(0)
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_CLASSES):
-            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols and typed storages
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint make torch raise any built-in error
-        pickled.seek(0)
-        raise refusal(error, path, pickled) from error
-    return loaded, "torch-zip" if is_zip else "torch-legacy"
+def _is_safetensors(head: bytes, path: str, size_bytes: int) -> bool:
+    """Tell by the first bytes; the suffix only decides what a broken file was meant to be."""
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size_bytes:
+        return True
+    is_pickle = is_torch_head(head) or (head[:1] == b"\x80" and head[1:2] <= b"\x05")
+    return path.lower().endswith(".safetensors") and not is_pickle
 
 
 def _check_unchanged(before: os.stat_result, after: os.stat_result, path: str) -> None:

@@ -211,6 +211,10 @@ def _integers_or_commas(value: object) -> object:
 _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "model": ("a string", _text),
     "model-args": ("a table or a JSON object in a string", _table_or_json),
+    "weights": _one_of("ema", "raw"),
+    "key": ("a string", _text),
+    "strip-prefix": ("a string", _text),
+    "allow-nonfinite": _one_of(True, False),
     "inputs": ("a list of strings", _texts),
     "per-member": ("a list of strings", _texts),
     "emit": ("a list of strings or a comma-separated string", _texts_or_commas),
@@ -226,7 +230,16 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
 }
 
 
+_TYPED_ONLY = ("allow-pickle", "trust-code")
+"""A file may not open the door to code; only who types the command may."""
+
+
 def _convert(path: Path, name: str, value: object) -> object:
+    if name in _TYPED_ONLY:
+        raise ConfigError(
+            f"cannot obey {name!r} in {quote_path(path)}: a settings file may not allow code to be run.",
+            hint=f"Type --{name} for the one command that needs it.",
+        )
     if name not in _OPTIONS:
         raise ConfigError(
             f"unknown name {name!r} in {quote_path(path)}.{close_match(name, _OPTIONS)}",

@@ -19,8 +19,8 @@ from ensexport.members.rebuilding import Ties, tensors_outside, tied_names
 from ensexport.members.tensors import same_bytes
 
 _MAX_SHOWN = 5
-_AVERAGING_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts its updates in this buffer
-_BATCH_COUNTER = "num_batches_tracked"  # BatchNorm counts its training batches in this buffer
+AVERAGING_COUNTERS = ("n_averaged", "steps")  # buffers of torch's AveragedModel and mmengine's BaseAveragedModel
+BATCH_COUNTER = "num_batches_tracked"  # BatchNorm counts its training batches in this buffer
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def fit_state(state: Mapping[str, torch.Tensor], stripped_prefix: str | None, bl
     if prefix and known and all(name.startswith(prefix) for name in known):
         result = {prefix + name: tensor for name, tensor in result.items()}
         prefix = ""
-    dropped = [name for name in result if name == _AVERAGING_COUNTER and name not in known]
+    dropped = [name for name in result if name in AVERAGING_COUNTERS and name not in known]
     for name in dropped:
         del result[name]
     stripped, found = strip_prefix(result)
     if found and not all(name.startswith(found) for name in known):
         result, prefix = stripped, prefix + found
-    counters = [name for name in result if name.endswith(_BATCH_COUNTER) and name not in known]
+    counters = [name for name in result if name.endswith(BATCH_COUNTER) and name not in known]
     for name in counters:
         del result[name]
     for group in blueprint.ties:

@@ -5,130 +5,31 @@ What `load_members` returns is known to fit on one member axis; later stages nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
-import torch
-from torch import nn
-
-from ensexport.errors import NonFiniteWeightsError, StackError, UsageError
+from ensexport.errors import CheckpointError, NonFiniteWeightsError, NoWeightsError, UsageError
 from ensexport.members.agreement import check_states_agree
-from ensexport.members.architecture import Architecture, ModelSource, resolve_architecture
-from ensexport.members.checkpoint import read_checkpoint
-from ensexport.members.containers import Origin
-from ensexport.members.discovery import find_checkpoints
-from ensexport.members.fitting import Blueprint, check_fit, check_ties, fit_state, read_blueprint
+from ensexport.members.architecture import ModelSource, resolve_architecture
+from ensexport.members.discovery import Discovery, find_checkpoints
+from ensexport.members.fitting import Blueprint, Fitted, check_fit, check_ties, read_blueprint
 from ensexport.members.libraries import OWN_NAME, own_architecture
-from ensexport.members.rebuilding import load_exactly
+from ensexport.members.member import Member, Members, member_label
+from ensexport.members.network_config import check_configs_agree
+from ensexport.members.outliers import find_outliers, summarise
+from ensexport.members.parts import Part, split_state
+from ensexport.members.reading import Checkpoint, read_checkpoint
+from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.tensors import find_nonfinite, weights_digest
-from ensexport.members.wording import join_numbers, join_some, show_path
+from ensexport.members.trust import NO_TRUST, Trust
+from ensexport.members.wording import join_numbers, join_some, quote_path, show_path
 from ensexport.spec import SkippedFile
 
 Key = TypeVar("Key", bound=Hashable)
 Progress = Callable[[str, int, int], None]
 """Called as `(path, done, total)` after each file that was read."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One trained network of the set.
-
-    Attributes:
-        index: Its place on the member axis, from 0.
-        path: The file, as the user gave it.
-        sha256: Digest of the file's bytes.
-        weights_sha256: Digest of `state` alone, the same for every file format.
-        container_key: The key the state dict lay under; None if it stood alone.
-        stripped_prefix: What was taken off every name; None if nothing was.
-        state: Its tensors by name: dense, contiguous, on the CPU.
-        origin: What the file says its network is; None if it says nothing.
-    """
-
-    index: int
-    path: str
-    sha256: str
-    weights_sha256: str
-    container_key: str | None
-    stripped_prefix: str | None
-    state: dict[str, torch.Tensor]
-    origin: Origin | None = None
-
-    @property
-    def label(self) -> str:
-        """How messages name it: `member 3 (runs/s3.pt)`."""
-        return f"member {self.index} ({show_path(self.path)})"
-
-
-class Members(Sequence[Member]):
-    """The members of one ensemble, in order, with what is known about the whole set.
-
-    Args:
-        members: At least one.
-        architecture: What builds them; None if only the weights are known.
-        skipped: What was seen in the checkpoint folders and not taken.
-        warnings: What the user should know, one text each.
-    """
-
-    def __init__(
-        self,
-        members: Iterable[Member],
-        *,
-        architecture: Architecture | None = None,
-        skipped: tuple[SkippedFile, ...] = (),
-        warnings: tuple[str, ...] = (),
-    ) -> None:
-        self._members = tuple(members)
-        self.architecture = architecture
-        self.skipped = skipped
-        self.warnings = warnings
-
-    @overload
-    def __getitem__(self, index: int) -> Member: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Member, ...]: ...
-    def __getitem__(self, index: int | slice) -> Member | tuple[Member, ...]:
-        return self._members[index]
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __repr__(self) -> str:
-        return f"Members(n_members={len(self)}, architecture={self.architecture and self.architecture.name!r})"
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """How messages name the members, in order."""
-        return tuple(member.label for member in self)
-
-    def build(self, member_index: int) -> nn.Module:
-        """Build one member: its own weights in their own dtype, eval mode, no gradients.
-
-        The module's tensors are the member's own, not copies: do not write to them.
-
-        Raises:
-            UsageError: No architecture was given, or there is no such member.
-            ArchitectureError: The architecture cannot be built.
-            StackError: The module does not take the weights.
-        """
-        if self.architecture is None:
-            raise UsageError(
-                "cannot build a member: only weights were loaded, no architecture.",
-                hint="Give --model (model=...).",
-            )
-        if not 0 <= member_index < len(self):
-            raise UsageError(f"there is no member {member_index}: expected 0 to {len(self) - 1}.")
-        member = self[member_index]
-        module = self.architecture.build()
-        try:
-            load_exactly(module, member.state)
-        except StackError as error:
-            raise StackError(
-                f"cannot build {member.label} with {self.architecture.name!r}: {error.message}",
-                hint=error.hint,
-            ) from error
-        return module
 
 
 def load_members(
@@ -137,17 +38,22 @@ def load_members(
     *,
     model_args: Mapping[str, Any] | None = None,
     base_dir: str | Path | None = None,
+    selection: Selection = NO_SELECTION,
+    trust: Trust = NO_TRUST,
     allow_nonfinite: bool = False,
     on_progress: Progress | None = None,
 ) -> Members:
     """Read the checkpoints of one ensemble and make sure that they fit together.
 
     Args:
-        paths: Folders, files or globs, or one of them; see `find_checkpoints` for the order.
+        paths: Folders, files or globs, or one of them; see `find_checkpoints` for what is taken, in which order.
         model: The architecture, see `resolve_architecture`; `timm` alone takes the name that the checkpoints of
-            timm's train.py hold. Without it the members can be compared and stacked but not built.
+            timm's train.py hold. Without it the members can be compared and stacked but not built, and a file is
+            one member.
         model_args: Keyword arguments of the architecture.
         base_dir: What relative paths in `model` are relative to; None means the current directory.
+        selection: Where in the files the weights lie, as far as the user says so.
+        trust: What may run code; by default nothing.
         allow_nonfinite: Take members that hold NaN or Inf, with a warning.
         on_progress: Called as `(path, done, total)` after each file.
 
@@ -164,57 +70,131 @@ def load_members(
     if model is None and model_args:
         raise UsageError(f"arguments ({', '.join(model_args)}) are given without a model.", hint="Give --model.")
     found = find_checkpoints([paths] if isinstance(paths, str | Path) else list(paths))
-    members = [_read_member(index, path, len(found.files), on_progress) for index, path in enumerate(found.files)]
-    warnings: list[str] = []
+    files, skipped = _read_all(found, selection, trust, on_progress)
+    warnings = [*found.warnings, *describe_choices(files)]
     architecture = blueprint = None
     if model == OWN_NAME:
-        model, said = own_architecture([(member.label, member.origin) for member in members])
+        labelled = [(member_label(index, path), file.origin) for index, (path, file) in enumerate(files)]
+        model, said = own_architecture(labelled)
         model_args = said | dict(model_args or {})
     if model is not None:
         architecture = resolve_architecture(model, model_args, base_dir)
         blueprint = read_blueprint(architecture)
-        members, notes = _fit_members(members, blueprint)
-        warnings += notes
+    members, notes = split_members(files, blueprint)
+    warnings += notes
     warnings += _check_finite(members, allow_nonfinite=allow_nonfinite)
     members = [replace(member, weights_sha256=weights_digest(member.state)) for member in members]
+    check_configs_agree([member.label for member in members], [member.config for member in members])
     check_states_agree([(member.label, member.state) for member in members])
     if blueprint is not None:
         check_fit(members[0].label, members[0].state, blueprint)
         for member in members:
             check_ties(member.label, member.state, blueprint)
-    warnings += _find_repeats(members)
-    return Members(members, architecture=architecture, skipped=found.skipped, warnings=tuple(warnings))
+    warnings += find_repeats(members)
+    summaries = [summarise(member.state) for member in members]
+    warnings += [outlier.text for outlier in find_outliers(summaries, [member.label for member in members])]
+    return Members(members, architecture=architecture, skipped=skipped, warnings=tuple(warnings))
 
 
-def _read_member(index: int, path: Path, total: int, on_progress: Progress | None) -> Member:
-    checkpoint = read_checkpoint(path)
-    if on_progress is not None:
-        on_progress(str(path), index + 1, total)
-    return Member(
-        index=index,
-        path=str(path),
-        sha256=checkpoint.sha256,
-        weights_sha256="",
-        container_key=checkpoint.container_key,
-        stripped_prefix=checkpoint.stripped_prefix,
-        state=checkpoint.state,
-        origin=checkpoint.origin,
-    )
+def _read_all(
+    found: Discovery, selection: Selection, trust: Trust, on_progress: Progress | None
+) -> tuple[list[tuple[str, Checkpoint]], tuple[SkippedFile, ...]]:
+    """Read every checkpoint that was found. One without weights is skipped, unless it was named or is the only one."""
+    files: list[tuple[str, Checkpoint]] = []
+    skipped = list(found.skipped)
+    refused: CheckpointError | None = None
+    for done, source in enumerate(found.sources, start=1):
+        try:
+            files.append((str(source.path), read_checkpoint(source, selection=selection, trust=trust)))
+        except NoWeightsError as error:
+            if source.is_explicit:
+                raise
+            refused = refused or error
+            skipped.append(SkippedFile(str(source.path), no_weights_reason(error)))
+        if on_progress is not None:
+            on_progress(str(source.path), done, len(found.sources))
+    if refused is not None and not files:
+        raise refused
+    return files, tuple(skipped)
 
 
-def _fit_members(members: Sequence[Member], blueprint: Blueprint) -> tuple[list[Member], list[str]]:
-    """Give all members the architecture's names, and say which counters were dropped."""
-    fitted = [fit_state(member.state, member.stripped_prefix, blueprint) for member in members]
-    warnings = []
-    for names, group in _group({member.index: fit.dropped for member, fit in zip(members, fitted, strict=True)}):
-        if names:
-            shown = join_some([repr(name) for name in names])
-            warnings.append(f"dropped {shown} from {_members_text(group)}: counters that {blueprint.name!r} has not.")
-    kept = [
-        replace(member, state=fit.state, stripped_prefix=fit.stripped_prefix)
-        for member, fit in zip(members, fitted, strict=True)
+def no_weights_reason(error: NoWeightsError) -> str:
+    """Why a file that was found, and not named, is skipped: the error's words without the path."""
+    return error.message.partition(" holds ")[2].rstrip(".") or error.message
+
+
+def describe_choices(files: Sequence[tuple[str, Checkpoint]]) -> list[str]:
+    """Say which of several sets of weights was taken."""
+    chosen = {
+        index: (file.container_key, file.weights, file.others) for index, (_, file) in enumerate(files) if file.others
+    }
+    texts = []
+    for (key, weights, others), group in group_by(chosen):
+        kind = {"ema": "averaged ", "raw": "raw "}.get(weights or "", "")
+        texts.append(
+            f"{members_text(group)} {'holds' if len(group) == 1 else 'hold'} weights under several keys: the {kind}"
+            f"ones under {key!r} are taken, not {join_some([repr(other) for other in others])} (--weights, --key)."
+        )
+    return texts
+
+
+def split_members(
+    files: Sequence[tuple[str, Checkpoint]], blueprint: Blueprint | None, *, start: int = 0
+) -> tuple[list[Member], list[str]]:
+    """Find the members in files: with the architecture's names, and all of those that one file holds.
+
+    Args:
+        files: Each path with what it held.
+        blueprint: What the architecture expects; None if it is not known: a file is one member then.
+        start: Index of the first member.
+
+    Returns:
+        The members, without the digest of their weights; and what was dropped, as warnings.
+
+    Raises:
+        StackError: See `split_state`.
+    """
+    members: list[Member] = []
+    counters: dict[int, tuple[str, ...]] = {}
+    others: dict[int, tuple[str, ...]] = {}
+    for path, file in files:
+        for part in _parts(path, file, blueprint):
+            index = start + len(members)
+            counters[index], others[index] = part.fitted.dropped, (*file.left_out, *part.dropped)
+            members.append(
+                Member(
+                    index=index,
+                    path=path,
+                    sha256=file.sha256,
+                    weights_sha256="",
+                    container_key=file.container_key,
+                    stripped_prefix=part.fitted.stripped_prefix,
+                    state=part.fitted.state,
+                    origin=file.origin,
+                    part=part.index,
+                    weights=file.weights,
+                    config=file.config,
+                )
+            )
+    name = blueprint.name if blueprint else ""
+    return members, [
+        *_dropped_texts(counters, f"counters that {name!r} has not."),
+        *_dropped_texts(others, "no part of the network."),
     ]
-    return kept, warnings
+
+
+def _parts(path: str, file: Checkpoint, blueprint: Blueprint | None) -> list[Part]:
+    if blueprint is None:
+        return [Part(Fitted(file.state, file.stripped_prefix, ()), None)]
+    return split_state(quote_path(path), file.state, file.stripped_prefix, blueprint)
+
+
+def _dropped_texts(dropped: Mapping[int, tuple[str, ...]], what: str) -> list[str]:
+    return [
+        f"dropped {join_some([repr(name) for name in names])} from {members_text(group)}: {what}"
+        for names, group in group_by(dropped)
+        if names
+    ]
 
 
 def _check_finite(members: Sequence[Member], *, allow_nonfinite: bool) -> list[str]:
@@ -223,38 +203,48 @@ def _check_finite(members: Sequence[Member], *, allow_nonfinite: bool) -> list[s
         names = find_nonfinite(member.state)
         if not names:
             continue
-        text = f"{member.label} holds NaN or Inf in {join_some([repr(name) for name in names])}."
+        error = nonfinite_error(member, names)
         if not allow_nonfinite:
-            raise NonFiniteWeightsError(
-                text,
-                hint="Leave it out, for it spoils every mean; or allow it (allow_nonfinite).",
-                member_index=member.index,
-                tensors=names,
-            )
-        warnings.append(text)
+            raise error
+        warnings.append(error.message)
     return warnings
 
 
-def _find_repeats(members: Sequence[Member]) -> list[str]:
+def nonfinite_error(member: Member, names: list[str]) -> NonFiniteWeightsError:
+    """Say which tensors of a member hold NaN or Inf."""
+    return NonFiniteWeightsError(
+        f"{member.label} holds NaN or Inf in {join_some([repr(name) for name in names])}.",
+        hint="Leave it out, for it spoils every mean; or take it as it is (--allow-nonfinite).",
+        member_index=member.index,
+        tensors=names,
+    )
+
+
+def find_repeats(members: Sequence[Member]) -> list[str]:
     """Say which members are the same file, and which others hold the same weights."""
     warnings = []
-    files = {member.index: Path(member.path).resolve() for member in members}
-    for _, group in _group(files):
+    files = {member.index: (Path(member.path).resolve(), member.part) for member in members}
+    for _, group in group_by(files):
         if len(group) > 1:
-            warnings.append(f"{_members_text(group)} are the same file, {show_path(members[group[0]].path)}.")
+            warnings.append(
+                f"{members_text(group)} are the same file, {show_path(members[group[0]].path)}: "
+                "it counts more than once."
+            )
     once = {member.index: member.weights_sha256 for member in members}
-    for _, group in _group(once):
+    for _, group in group_by(once):
         if len({files[index] for index in group}) > 1:
-            warnings.append(f"{_members_text(group)} hold identical weights.")
+            warnings.append(f"{members_text(group)} hold identical weights: leave all but one out, unless it is meant.")
     return warnings
 
 
-def _group(keys: Mapping[int, Key]) -> list[tuple[Key, list[int]]]:
+def group_by(keys: Mapping[int, Key]) -> list[tuple[Key, list[int]]]:
+    """Gather the members (by index) that have the same key."""
     groups: dict[Key, list[int]] = {}
     for index, key in keys.items():
         groups.setdefault(key, []).append(index)
     return list(groups.items())
 
 
-def _members_text(indices: Sequence[int]) -> str:
+def members_text(indices: Sequence[int]) -> str:
+    """`member 3`, or `members 0, 3 and 7`."""
     return f"{'member' if len(indices) == 1 else 'members'} {join_numbers(indices)}"

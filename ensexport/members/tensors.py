@@ -18,7 +18,10 @@ _SPARE_BYTES = 2**20
 
 
 def plain_state(state: Mapping[str, torch.Tensor], path: str, *, size_bytes: int) -> dict[str, torch.Tensor]:
-    """Turn loaded tensors into plain dense ones and keep tied weights tied.
+    """Turn loaded tensors into plain dense ones with memory of their own, and keep tied weights tied.
+
+    What was loaded may lie in the file, mapped into memory, or be a small part of something large: so a tensor that
+    does not fill its storage, or whose storage is not its own, is copied.
 
     A file of a kilobyte can hold a stride-0 tensor of a terabyte: so the bytes that the tensors would fill
     are bounded by four times the file, plus 1 MiB for honest small expanded buffers.
@@ -51,7 +54,7 @@ def plain_state(state: Mapping[str, torch.Tensor], path: str, *, size_bytes: int
                     f"{tensor.untyped_storage().nbytes()} and the file {size_bytes}.",
                     hint="Save a contiguous copy of the tensor.",
                 )
-            seen[place] = tensor.detach().resolve_conj().resolve_neg().contiguous()
+            seen[place] = _own(tensor)
         result[name] = seen[place]
     return result
 
@@ -88,6 +91,13 @@ def _raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return plain.reshape(-1).view(torch.uint8)
 
 
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    storage = plain.untyped_storage()
+    is_own = storage.resizable() and storage.nbytes() == plain.numel() * plain.dtype.itemsize
+    return plain if is_own else plain.clone(memory_format=torch.contiguous_format)
+
+
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     """Equal for two tensors that are views of the same bytes in the same way."""
     pointer = tensor.untyped_storage().data_ptr()
@@ -97,22 +107,46 @@ def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     return (pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, flags)
 
 
+def refuse_kind(name: str, kind: str, path: str) -> CheckpointError:
+    """Return the error for a tensor that cannot be packed.
+
+    Args:
+        name: The tensor's name; may be empty.
+        kind: `sparse`, `quantised`, `nested`, `meta`, or what it is in words.
+        path: For messages.
+    """
+    first, _, more = kind.partition(" ")
+    what, advice = _KINDS.get(first, (kind, "Save it as a plain tensor."))
+    which = f"tensor {name!r}" if name else "a tensor"
+    return CheckpointError(
+        f"cannot use {which} in {quote_path(path)}: expected a dense tensor, got one "
+        f"{f'{what} {more}' if first in _KINDS and more else what}.",
+        hint=advice,
+    )
+
+
+_KINDS = {
+    "sparse": ("sparse", "Save it with .to_dense()."),
+    "nested": ("nested", "Save it with .to_dense()."),
+    "quantised": ("quantised", "Save it with .dequantize()."),
+    "meta": ("without data (device meta)", "Save the model after its weights are loaded."),
+}
+
+
 def _check_kind(name: str, tensor: torch.Tensor, path: str) -> None:
-    what = advice = ""
+    kind = ""
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        what, advice = f"of type {type(tensor).__qualname__}", "Save it as a plain tensor."
+        kind = f"of type {type(tensor).__qualname__}"
     elif tensor.is_quantized:
-        what, advice = f"quantised ({tensor.dtype})", "Save it with .dequantize()."
-    elif tensor.is_nested or tensor.layout is not torch.strided:
-        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
-        what, advice = kind, "Save it with .to_dense()."
+        kind = f"quantised ({tensor.dtype})"
+    elif tensor.is_nested:
+        kind = "nested"
+    elif tensor.layout is not torch.strided:
+        kind = f"sparse ({tensor.layout})"
     elif tensor.is_meta:
-        what, advice = "without data (device meta)", "Save the model after its weights are loaded."
-    if what:
-        raise CheckpointError(
-            f"cannot use tensor {name!r} in {quote_path(path)}: expected a dense tensor, got one {what}.",
-            hint=advice,
-        )
+        kind = "meta"
+    if kind:
+        raise refuse_kind(name, kind, path)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

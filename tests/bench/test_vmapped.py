@@ -43,6 +43,7 @@ def job(request, tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path / "project", request.param))
     return {
         "checkpoints": ["ckpts"], "model": "model.py:Net", "model_args": {}, "base_dir": None, "provider": "cpu",
+        "selection": {}, "trust": {}, "allow_nonfinite": False, "n_members": 3,
         "inputs": ["x", "bias"], "per_member": ["bias"], "outputs": ["y", "size"],
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from ensexport.bench.names import default_alternatives
 from ensexport.cli import cli
 from tests.cli.projects import run
 
-COMMANDS = {"root": [], "pack": ["pack"], "validate": ["validate"], "bench": ["bench"]}
+COMMANDS = {"root": [], "pack": ["pack"], "inspect": ["inspect"], "validate": ["validate"], "bench": ["bench"]}
 
 
 def example_of(command):

@@ -7,6 +7,8 @@ import torch
 
 from ensexport.cli.settings import Settings
 from ensexport.errors import ConfigError, UsageError
+from ensexport.members.selection import Selection
+from ensexport.members.trust import Trust
 from tests.cli.projects import X, load_script, run
 
 SETTINGS = f"""
@@ -45,10 +47,25 @@ def test_paths_in_the_file_are_relative_to_it(project, monkeypatch):
 
 def test_what_is_typed_wins(project):
     merged = settings(SETTINGS, {"model": "other.py:Net", "member_axis": 0, "rtol": 0.5, "inputs": ("x:float32[2]",)})
-    assert merged.loading() == {"model": "other.py:Net", "model_args": {"width": 8}, "base_dir": None}
+    assert merged.loading() == {
+        "model": "other.py:Net",
+        "model_args": {"width": 8},
+        "base_dir": None,
+        "selection": Selection(),
+        "trust": Trust(),
+        "allow_nonfinite": False,
+    }
     packing = merged.packing()
     assert (packing["member_axis"], packing["tolerance"].rtol) == (0, 0.5)
     assert [str(spec) for spec in packing["inputs"]] == ["x:float32[2]"]
+
+
+def test_where_the_weights_lie_may_stand_in_the_file(project):
+    text = 'model = "model.py:Net"\nweights = "raw"\nkey = "net"\nstrip-prefix = "a."\nallow-nonfinite = true\n'
+    loading = settings(text, {}).loading()
+    assert (loading["selection"], loading["allow_nonfinite"]) == (Selection("raw", "net", "a."), True)
+    typed = settings(text, {"weights": "ema", "allow_pickle": True, "trust_code": False}).loading()
+    assert (typed["selection"].weights, typed["trust"]) == ("ema", Trust(allow_pickle=True))
 
 
 def test_a_file_among_the_checkpoints_is_not_obeyed_but_warned_of(project):

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 
-from ensexport.errors import CheckpointError, UnsafeCheckpointError
+from ensexport.errors import CheckpointError
 from ensexport.members import archive
 from ensexport.members.archive import check_archive
 
@@ -33,7 +33,10 @@ GOOD = [("m/data.pkl", b"."), ("m/version", b"3")]
 
 
 def test_an_honest_file_gives_its_pickle():
-    assert check(saved({"w": torch.randn(5)})).startswith(b"\x80\x02")
+    found = check(saved({"w": torch.randn(5)}))
+    assert found.pickle.startswith(b"\x80\x02")
+    assert found.records["data/0"] == 20
+    assert found.program is None
 
 
 def test_a_file_saved_without_checksums_is_fine():
@@ -42,7 +45,7 @@ def test_a_file_saved_without_checksums_is_fine():
         data = saved({"w": torch.randn(5)})
     finally:
         torch.serialization.set_crc32_options(True)
-    assert check(data).startswith(b"\x80\x02")
+    assert check(data).pickle.startswith(b"\x80\x02")
 
 
 def test_a_flipped_bit_in_the_weights_names_the_record():
@@ -64,6 +67,7 @@ def test_a_cut_file_is_said_to_be_truncated(cut):
     ("entries", "problem"),
     [
         ([*GOOD, ("m/version", b"4")], "more than one entry 'm/version'"),
+        ([*GOOD, ("m/DATA.PKL", b"")], "more than one entry 'm/data.pkl'"),
         ([*GOOD, ("/etc/x", b"")], "'/etc/x' points outside the archive"),
         ([*GOOD, ("m/../x", b"")], r"'m/\.\./x' points outside the archive"),
         (
@@ -73,7 +77,7 @@ def test_a_cut_file_is_said_to_be_truncated(cut):
         ([("a.npy", b"x")], "a zip that torch.save did not write: it holds a.npy"),
         ([], "it is an empty zip"),
     ],
-    ids=["duplicate", "absolute", "parent folder", "two top folders", "npz", "empty"],
+    ids=["duplicate", "duplicate but for case", "absolute", "parent folder", "two top folders", "npz", "empty"],
 )
 def test_an_odd_zip_is_refused(entries, problem):
     with pytest.raises(CheckpointError, match=f"cannot read 'm.pt': .*{problem}"):
@@ -113,13 +117,36 @@ def test_too_many_entries_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        (["m/constants.pkl", "m/data.pkl"], "TorchScript"),
-        (["m/data.pkl", "m/code/__torch__.py"], "TorchScript"),
-        (["m/archive_format", "m/models/model.json"], r"torch.export program \(.pt2\)"),
-        (["serialized_exported_program.json", "version"], r"torch.export program \(.pt2\)"),
+        (["m/constants.pkl", "m/data.pkl"], "torchscript"),
+        (["m/data.pkl", "m/code/__torch__.py"], "torchscript"),
+        (["m/archive_format", "m/models/model.json"], "pt2"),
+        (["serialized_exported_program.json", "version"], "pt2"),
     ],
     ids=["constants", "code", "pt2", "pt2 before torch 2.7"],
 )
 def test_programs_are_told_by_their_entries(names, kind):
-    with pytest.raises(UnsafeCheckpointError, match=f"refused 'm.pt': it is a {kind}"):
-        check(zipped([(name, b"") for name in names]))
+    assert check(zipped([(name, b"") for name in names])).program == kind
+
+
+def test_bytes_before_the_zip_are_refused():
+    data = zipped(GOOD)
+    with pytest.raises(CheckpointError, match="does not begin the file"):
+        check(data[:30] + data)
+
+
+def test_bytes_after_the_zip_are_refused():
+    with pytest.raises(CheckpointError, match="its last 22 bytes are no end of a zip"):
+        check(zipped(GOOD) + b"more")
+
+
+def test_a_name_that_differs_before_the_record_is_refused():
+    with pytest.raises(CheckpointError, match="'m/version' has another name in its header"):
+        check(zipped(GOOD).replace(b"m/version", b"m/VERSION", 1))
+
+
+def test_records_that_overlap_are_refused():
+    data = bytearray(zipped([("m/data.pkl", b"." * 100), ("m/version", b"3")]))
+    second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
+    data[second + 42 : second + 46] = (50).to_bytes(4, "little")  # where its header is said to be
+    with pytest.raises(CheckpointError, match="'m/version' overlaps another one"):
+        check(bytes(data))

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ensexport.errors import CheckpointError, UnsafeCheckpointError
-from ensexport.members import checkpoint
-from ensexport.members.checkpoint import read_checkpoint
+from ensexport.members import checkpoint, torch_file
+from ensexport.members.checkpoint import load_file
 from ensexport.members.containers import Origin
+from ensexport.members.reading import read_checkpoint
+from ensexport.members.trust import Trust
 
 
 def save(obj, path, **options):
@@ -127,9 +130,8 @@ def test_an_old_pickle_protocol_warns_no_one(tmp_path):
         (b"<html>", "it is a web page"),
         (random.Random(0).randbytes(1000), "truncated, damaged, or"),
         (b"hello, this is text", "truncated, damaged, or"),
-        (pickle.dumps({"a": [1, 2]}, protocol=4), "truncated, damaged, or"),
     ],
-    ids=["empty", "lfs", "doctype", "html", "random", "text", "pickle"],
+    ids=["empty", "lfs", "doctype", "html", "random", "text"],
 )
 def test_other_files_say_what_they_are(tmp_path, suffix, data, reason):
     path = tmp_path / f"m{suffix}"
@@ -140,16 +142,32 @@ def test_other_files_say_what_they_are(tmp_path, suffix, data, reason):
     assert caught.value.exit_code == 3
 
 
-def test_a_wrong_suffix_and_an_empty_file_of_the_right_one_are_refused(tmp_path):
+def test_a_suffix_is_only_a_name(tmp_path):
     save(state(), tmp_path / "m.safetensors")
     save_file(state(), tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match=r"written by torch.save.* Rename it to end in \.pt"):
-        read_checkpoint(tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match=r"is a safetensors file.* Rename it to end in \.safetensors"):
-        read_checkpoint(tmp_path / "m.pt")
+    assert read_checkpoint(tmp_path / "m.safetensors").format == "torch-zip"
+    assert read_checkpoint(tmp_path / "m.pt").format == "safetensors"
+    assert_same(read_checkpoint(tmp_path / "m.safetensors").state, state())
+
+
+def test_a_safetensors_file_without_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="holds no state dict: found an empty dict"):
         read_checkpoint(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_bare_pickle_is_refused_and_told_how_to_go_on(tmp_path, suffix):
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(pickle.dumps({"a": [1, 2]}, protocol=4))
+    with pytest.raises(UnsafeCheckpointError, match=r"it is a bare pickle, .* give --allow-pickle"):
+        read_checkpoint(path)
+
+
+def test_a_newer_pickle_protocol_is_refused_and_told_how_to_go_on(tmp_path):
+    path = save({"w": [1]}, tmp_path / "m.pt", pickle_protocol=4)
+    with pytest.raises(UnsafeCheckpointError, match=r"holds the instruction b'\\x95', .* default protocol"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("cut", [lambda n: n // 2, lambda n: n - 10], ids=["half", "last 10 bytes"])
@@ -307,7 +325,113 @@ def test_the_options_that_timm_and_torchvision_save_are_plain_values(tmp_path):
 
 
 def test_options_that_hold_other_objects_are_refused(tmp_path):
-    args = argparse.Namespace(folder=Path("runs"))
+    args = argparse.Namespace(folder=random.Random())
     path = save({"args": args, "state_dict": {"w": torch.ones(2)}}, tmp_path / "last.pth.tar")
-    with pytest.raises(UnsafeCheckpointError, match=r"asks to run pathlib\.\w*Path;"):
+    with pytest.raises(UnsafeCheckpointError, match=r"asks to run random\.Random;.* give --allow-pickle where"):
         read_checkpoint(path)
+    assert read_checkpoint(path, trust=Trust(allow_pickle=True)).state["w"].tolist() == [1.0, 1.0]
+
+
+# -- files that are trusted ------------------------------------------------------------------------------
+
+
+def test_a_pickled_module_is_read_where_pickles_are_trusted(tmp_path):
+    module = nn.Linear(2, 3)
+    for path in (
+        save(module, tmp_path / "m.pt"),
+        save(module, tmp_path / "l.pt", _use_new_zipfile_serialization=False),
+    ):
+        found = load_file(path, trust=Trust(allow_pickle=True))
+        assert isinstance(found.content, nn.Linear)
+        assert torch.equal(found.content.weight, module.weight)
+
+
+def test_a_bare_pickle_is_read_where_pickles_are_trusted(tmp_path):
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"state_dict": state()}))
+    found = read_checkpoint(tmp_path / "m.pkl", trust=Trust(allow_pickle=True))
+    assert found.format == "pickle"
+    assert_same(found.state, state())
+
+
+def test_a_trusted_file_that_needs_no_code_is_read_the_safe_way(tmp_path, monkeypatch):
+    path = save(state(), tmp_path / "m.pt")
+    monkeypatch.setattr(torch_file, "load_pickle", lambda *_, **__: pytest.fail("unpickled"))
+    assert_same(read_checkpoint(path, trust=Trust(allow_pickle=True)).state, state())
+
+
+def test_damage_is_refused_also_where_pickles_are_trusted(tmp_path):
+    path = save(state(), tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(CheckpointError, match="its storages end at byte"):
+        read_checkpoint(path, trust=Trust(allow_pickle=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"cno_such_package.models\nNet\n.", "No module named 'no_such_package'.* Install 'no_such_package', or put"),
+        (b"cargparse\nNoSuchName\n.", "cannot be imported here .AttributeError.* Install the version of the package"),
+        (b"cargparse", "truncated, damaged, or no pickle"),
+    ],
+    ids=["module", "name", "cut"],
+)
+def test_a_trusted_pickle_that_cannot_be_read_says_why(tmp_path, data, reason):
+    (tmp_path / "m.pkl").write_bytes(data)
+    with pytest.raises(CheckpointError, match=reason):
+        read_checkpoint(tmp_path / "m.pkl", trust=Trust(allow_pickle=True))
+
+
+def script(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.script is deprecated in new versions
+        torch.jit.script(nn.Linear(2, 2)).save(str(folder / "script.pt"))
+    return folder / "script.pt"
+
+
+def program(folder):
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), buffer)
+    (folder / "program.pt2").write_bytes(buffer.getvalue())
+    return folder / "program.pt2"
+
+
+@pytest.mark.parametrize(("make", "kind"), [(script, "torchscript"), (program, "pt2")])
+def test_programs_give_their_weights_where_code_is_trusted(tmp_path, make, kind):
+    path = make(tmp_path)
+    found = read_checkpoint(path, trust=Trust(trust_code=True))
+    assert found.format == kind
+    assert {name: tuple(tensor.shape) for name, tensor in found.state.items()} == {"weight": (2, 2), "bias": (2,)}
+    with pytest.raises(UnsafeCheckpointError, match=r"which runs code .* give --trust-code"):
+        read_checkpoint(path, trust=Trust(allow_pickle=True))
+
+
+def test_a_broken_program_says_so_where_code_is_trusted(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as file:
+        file.writestr("m/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match=r"m\.pt': a TorchScript program that this torch cannot open"):
+        read_checkpoint(tmp_path / "m.pt", trust=Trust(trust_code=True))
+
+
+# -- what stays in the file -----------------------------------------------------------------------------
+
+
+def test_what_is_done_to_a_file_later_does_not_reach_the_weights(tmp_path):
+    path = save({"state_dict": state(), "optimizer": torch.zeros(1000)}, tmp_path / "m.pt")
+    loaded = load_file(path)
+    assert not loaded.content["optimizer"].untyped_storage().resizable(), "still mapped"
+    found = read_checkpoint(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_same(found.state, state())
+
+
+def test_a_file_that_changes_before_its_weights_are_copied_is_refused(tmp_path):
+    path = save(state(), tmp_path / "m.pt")
+    loaded = load_file(path)
+    loaded.check_unchanged()
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"m\.pt' changed while it was read"):
+        loaded.check_unchanged()
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"m\.pt' went away while it was read .No such file"):
+        loaded.check_unchanged()

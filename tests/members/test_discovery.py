@@ -15,7 +15,7 @@ def fill(folder, *names):
 
 
 def names(discovery):
-    return [path.name for path in discovery.files]
+    return [source.path.name for source in discovery.sources]
 
 
 def reasons(discovery):
@@ -44,12 +44,12 @@ def test_what_is_not_taken_is_listed_with_a_reason(tmp_path):
     found = find_checkpoints([tmp_path])
     assert names(found) == ["m.pt"]
     assert reasons(found) == {
-        "notes.txt": "suffix '.txt' is none of .pt, .pth, .pth.tar, .safetensors",
+        "notes.txt": "suffix '.txt' is none of .pt, .pth, .pth.tar, .ckpt, .safetensors",
         "README": "no suffix",
         ".hidden.pt": "hidden file",
         "ensexport.toml": "a configuration file inside a checkpoint folder is never obeyed",
         "pyproject.toml": "a configuration file inside a checkpoint folder is never obeyed",
-        "x.pt": "sub-folder: name it on the command line to take its checkpoints",
+        "x.pt": "sub-folder beside checkpoints: name it to take what it holds",
         "pipe.pt": "not a regular file but a pipe",
         "zero.pt": "not a regular file but a device",
         "gone.pt": "a link that leads nowhere (No such file or directory)",
@@ -68,8 +68,8 @@ def test_a_glob_is_expanded_in_natural_order(tmp_path):
     for number in (10, 9, 1):
         fill(tmp_path / f"seed_{number}", "model.pt", "log.txt")
     found = find_checkpoints([str(tmp_path / "seed_*" / "*")])
-    assert [path.parent.name for path in found.files] == ["seed_1", "seed_9", "seed_10"]
-    assert reasons(found) == {"log.txt": "suffix '.txt' is none of .pt, .pth, .pth.tar, .safetensors"}
+    assert [source.path.parent.name for source in found.sources] == ["seed_1", "seed_9", "seed_10"]
+    assert reasons(found) == {"log.txt": "suffix '.txt' is none of .pt, .pth, .pth.tar, .ckpt, .safetensors"}
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
@@ -104,10 +104,10 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_a_folder_without_checkpoints_says_what_it_holds(tmp_path):
-    fill(tmp_path, "a.ckpt", "b.txt")
-    with pytest.raises(NoCheckpointError, match=r"saw 'a.ckpt' .*'b.txt'") as caught:
+    fill(tmp_path, "a.onnx", "b.txt")
+    with pytest.raises(NoCheckpointError, match=r"saw 'a.onnx' .*'b.txt'") as caught:
         find_checkpoints([tmp_path])
-    assert caught.value.details["seen"] == [str(tmp_path / "a.ckpt"), str(tmp_path / "b.txt")]
+    assert caught.value.details["seen"] == [str(tmp_path / "a.onnx"), str(tmp_path / "b.txt")]
 
 
 def test_a_glob_without_a_match_says_what_is_there(tmp_path):
@@ -118,13 +118,11 @@ def test_a_glob_without_a_match_says_what_is_there(tmp_path):
         find_checkpoints([str(tmp_path / "nowhere" / "fold_*.pt")])
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "weights"], ids=["other suffix", "no suffix"])
-def test_an_explicit_file_of_another_suffix_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["model.bin", "weights"], ids=["other suffix", "no suffix"])
+def test_an_explicit_file_is_taken_whatever_its_suffix(tmp_path, name):
     fill(tmp_path, name)
-    with pytest.raises(CheckpointError, match=r"expected a suffix of \.pt, \.pth, \.pth\.tar, \.safetensors") as caught:
-        find_checkpoints([tmp_path / name])
-    assert name in str(caught.value)
-    assert repr(Path(name).suffix) in str(caught.value)
+    (source,) = find_checkpoints([tmp_path / name]).sources
+    assert (source.path, source.is_explicit) == (tmp_path / name, True)
 
 
 def test_an_explicit_pipe_or_dangling_link_is_refused(tmp_path):
@@ -156,3 +154,106 @@ def test_a_folder_named_as_a_path_covers_all_below_it_but_a_file_only_its_own_fo
     assert not holds_checkpoints(tmp_path / "ckpts", [tmp_path / "top.pt"])
     assert holds_checkpoints(tmp_path / "ckpts" / "sub", [str(tmp_path / "ckpts" / "*" / "*.pt")])
     assert not holds_checkpoints(tmp_path, [str(tmp_path / "*" / "sub"), "nowhere"])
+
+
+# -- folders of runs ---------------------------------------------------------------------------------
+
+
+def taken(*paths):
+    return [f"{source.path.parent.name}/{source.path.name}" for source in find_checkpoints(paths).sources]
+
+
+def test_one_checkpoint_of_each_run_is_taken_in_natural_order(tmp_path):
+    for number in (10, 9, 1):
+        fill(tmp_path / f"fold_{number}", "checkpoint_best.pth", "checkpoint_final.pth", "log.txt")
+    fill(tmp_path, "plans.json", "dataset.json")
+    assert taken(tmp_path) == [f"fold_{number}/checkpoint_best.pth" for number in (1, 9, 10)]
+    found = find_checkpoints([tmp_path])
+    assert {source.note for source in found.sources} == {"the best of 2"}
+    final = "another moment of the same run: 'checkpoint_best.pth', the best, is taken"
+    assert reasons(found)["checkpoint_final.pth"] == final
+    assert reasons(found)["plans.json"].startswith("suffix '.json' is none of")
+
+
+def test_runs_are_found_below_other_folders(tmp_path):
+    for number in range(2):
+        fill(tmp_path / f"version_{number}" / "checkpoints", "epoch=4-step=50.ckpt", "epoch=9-step=100.ckpt")
+        fill(tmp_path / f"version_{number}", "hparams.yaml", "events.out.tfevents.1")
+    fill(tmp_path / "plots", "a.png")
+    found = find_checkpoints([tmp_path])
+    assert [str(source.path.relative_to(tmp_path)) for source in found.sources] == [
+        "version_0/checkpoints/epoch=9-step=100.ckpt",
+        "version_1/checkpoints/epoch=9-step=100.ckpt",
+    ]
+    assert reasons(found)["plots"] == "sub-folder without a checkpoint"
+    assert "hparams.yaml" in reasons(found)
+
+
+def test_members_in_a_sub_folder_that_are_no_moments_of_one_run_are_all_taken(tmp_path):
+    fill(tmp_path / "fold_0", "seed_0.pt", "seed_1.pt")
+    fill(tmp_path / "fold_1", "seed_0.pt", "seed_1.pt")
+    assert taken(tmp_path) == ["fold_0/seed_0.pt", "fold_0/seed_1.pt", "fold_1/seed_0.pt", "fold_1/seed_1.pt"]
+
+
+def test_a_flat_folder_is_taken_whole_with_a_warning_if_it_looks_like_one_run(tmp_path):
+    fill(tmp_path, "checkpoint-1.pth.tar", "checkpoint-2.pth.tar", "model_best.pth.tar")
+    found = find_checkpoints([tmp_path])
+    assert len(found.sources) == 3
+    (warning,) = found.warnings
+    assert "all 3 checkpoints" in warning
+    assert "'model_best.pth.tar' is the best" in warning
+    assert not find_checkpoints([fill(tmp_path / "seeds", "s0.pt", "s1.pt")]).warnings
+
+
+def test_several_folders_are_runs_whether_named_or_matched(tmp_path):
+    for number in (2, 10):
+        fill(tmp_path / f"run_{number}", "best.pt", "last.pt")
+    fill(tmp_path / "run_11")
+    expected = ["run_2/best.pt", "run_10/best.pt"]
+    assert taken(tmp_path / "run_2", tmp_path / "run_10") == expected
+    assert taken(str(tmp_path / "run_*")) == expected
+    assert reasons(find_checkpoints([str(tmp_path / "run_*")]))["run_11"] == "sub-folder without a checkpoint"
+
+
+def test_checkpoint_folders_of_one_run_stand_for_one_member(tmp_path):
+    for run in range(2):
+        for step in (500, 1000):
+            fill(tmp_path / f"run_{run}" / f"checkpoint-{step}", "config.json", "model.safetensors", "optimizer.pt")
+    found = find_checkpoints([tmp_path])
+    assert [str(source.path.relative_to(tmp_path)) for source in found.sources] == [
+        "run_0/checkpoint-1000",
+        "run_1/checkpoint-1000",
+    ]
+    assert [source.folder.kind for source in found.sources] == ["hf", "hf"]
+    assert found.sources[0].note == "the newest of 2 folders"
+    assert reasons(found)["optimizer.pt"] == "optimizer state, no weights"
+    assert "'checkpoint-1000', the newest, is taken" in reasons(found)["checkpoint-500"]
+
+
+def test_links_that_lead_out_of_a_folder_are_not_followed(tmp_path):
+    fill(tmp_path / "elsewhere", "secret.pt")
+    fill(tmp_path / "blobs", "0123abcd")
+    folder = fill(tmp_path / "ckpts", "m.pt")
+    (folder / "out.pt").symlink_to(tmp_path / "elsewhere" / "secret.pt")
+    (folder / "inside.pt").symlink_to("m.pt")
+    (folder / "hub.pt").symlink_to("../blobs/0123abcd")
+    (folder / "down").symlink_to(tmp_path / "elsewhere")
+    found = find_checkpoints([folder])
+    assert names(found) == ["hub.pt", "inside.pt", "m.pt"]
+    assert reasons(found)["out.pt"].startswith("a link that leads out of the folder, to '")
+    assert reasons(found)["down"] == "a link to a folder: name it to take what it holds"
+    assert names(find_checkpoints([folder / "out.pt"])) == ["out.pt"]
+
+
+def test_a_circle_of_folders_ends(tmp_path):
+    fill(tmp_path / "a")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    with pytest.raises(NoCheckpointError, match="holds no checkpoint"):
+        find_checkpoints([tmp_path])
+
+
+def test_folders_too_deep_are_named(tmp_path):
+    fill(tmp_path.joinpath(*"abcdefghijk"), "m.pt")
+    with pytest.raises(NoCheckpointError, match="holds no checkpoint"):
+        find_checkpoints([tmp_path])
+    assert names(find_checkpoints([tmp_path / "a" / "b" / "c"])) == ["m.pt"]

@@ -90,7 +90,7 @@ def test_the_same_weights_in_another_format_have_the_same_digest(tmp_path):
     members = load_members(tmp_path, Net)
     assert members[0].weights_sha256 == members[1].weights_sha256
     assert members[0].sha256 != members[1].sha256
-    assert members.warnings == ("members 0 and 1 hold identical weights.",)
+    assert members.warnings == ("members 0 and 1 hold identical weights: leave all but one out, unless it is meant.",)
 
 
 def test_progress_is_reported_file_by_file(runs):
@@ -153,12 +153,14 @@ def test_the_same_file_twice_is_a_warning(runs):
     first = runs / "m0.pt"
     (runs / "link.pt").symlink_to("m0.pt")
     members = load_members([first, runs / "m1.pt", first, runs / "link.pt"])
-    assert members.warnings == (f"members 0, 2 and 3 are the same file, {first}.",)
+    assert members.warnings == (f"members 0, 2 and 3 are the same file, {first}: it counts more than once.",)
 
 
 def test_identical_weights_are_a_warning(runs):
     (runs / "m3.pt").write_bytes((runs / "m1.pt").read_bytes())
-    assert load_members(runs).warnings == ("members 1 and 3 hold identical weights.",)
+    assert load_members(runs).warnings == (
+        "members 1 and 3 hold identical weights: leave all but one out, unless it is meant.",
+    )
 
 
 # -- refusals ------------------------------------------------------------------------------------------
