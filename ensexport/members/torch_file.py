@@ -41,7 +41,9 @@ def is_torch_head(head: bytes) -> bool:
     return head.startswith(ZIP_MAGIC) or _LEGACY_START.match(head) is not None
 
 
-def load_torch(file: io.BufferedReader, path: str, *, size_bytes: int, trust: Trust) -> tuple[Any, str]:
+def load_torch(
+    file: io.BufferedReader, path: str, *, size_bytes: int, trust: Trust, is_known: bool = False
+) -> tuple[Any, str]:
     """Read a file that is not safetensors.
 
     Args:
@@ -49,6 +51,7 @@ def load_torch(file: io.BufferedReader, path: str, *, size_bytes: int, trust: Tr
         path: For messages.
         size_bytes: Size of the file.
         trust: What may run code.
+        is_known: The file was read before and has not changed: its checksums are right.
 
     Returns:
         What it held, and its format: `torch-zip`, `torch-legacy`, `pickle`, `torchscript` or `pt2`.
@@ -65,7 +68,7 @@ def load_torch(file: io.BufferedReader, path: str, *, size_bytes: int, trust: Tr
     file.seek(0)
     head = file.read(64)
     if head.startswith(ZIP_MAGIC):
-        return _load_zip(file, path, size_bytes, trust)
+        return _load_zip(file, path, size_bytes, trust, is_known=is_known)
     if _LEGACY_START.match(head):
         return _load_legacy(file, path, size_bytes, trust), "torch-legacy"
     return _load_bare(file, path, size_bytes, trust), "pickle"
@@ -80,8 +83,8 @@ def by_name(file: io.BufferedReader, path: str) -> str:
     return opened if Path(opened).exists() else path
 
 
-def _load_zip(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust) -> tuple[Any, str]:
-    archive = check_archive(file, path, size_bytes=size_bytes)
+def _load_zip(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust, *, is_known: bool) -> tuple[Any, str]:
+    archive = check_archive(file, path, size_bytes=size_bytes, is_known=is_known)
     if archive.program is not None:
         if not trust.trust_code:
             raise refuse_program(archive.program, path)
