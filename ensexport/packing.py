@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensexport.clock import OnStage
 from ensexport.members import Members, load_members
 from ensexport.members.inspection import Inspection, inspect_members
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.trust import NO_TRUST, Trust
-from ensexport.pipeline import ExportReport, OnStage, export
+from ensexport.pipeline import ExportReport, export
 from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES

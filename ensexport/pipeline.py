@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ensexport.artifacts import describe_artifact, for_target, make_metadata, write_artifact
+from ensexport.artifacts import Output, describe_artifact, for_target, make_metadata, write_artifacts
 from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.examples import Example, ValueRange, find_example, integer_inputs
 from ensexport.batching.integers import accepted_ranges
 from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.batching.rule_sets import rule_set
+from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
 from ensexport.errors import ArtifactError, ExportError, UsageError
 from ensexport.members import Members
+from ensexport.members.equality import EqualTensors
 from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
@@ -43,8 +43,6 @@ from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES, Candidates, graph_options, tuned
 from ensexport.validation import check_artifact, raise_on_mismatch
 
-OnStage = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -65,27 +63,6 @@ class ExportReport:
     timings_s: Mapping[str, float]
     dims: Mapping[str, tuple[int, int | None]]
     warnings: tuple[str, ...] = ()
-
-
-@dataclass
-class _Clock:
-    """Times the stages and tells a listener of them."""
-
-    listener: OnStage | None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.tell(name, 0, 0)
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-    def tell(self, name: str, done: int, total: int) -> None:
-        if self.listener is not None:
-            self.listener(name, done, total)
 
 
 def export(
@@ -150,27 +127,25 @@ def export(
     provider = provider or rules.provider
     if "onnx" in formats:
         check_provider(provider)  # before the work, not after
-    clock = _Clock(on_stage)
+    clock = Clock(on_stage)
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
             source = _captured(ensemble, specs, per_member, output_names)
         with clock.stage("batch"):
-            states = _states(source)
             batch = functools.partial(
                 batch_graph,
                 source.member,
                 len(ensemble),
-                shared_state=equal_in_all(states),
+                shared_state=_equal_in_all(source),
                 per_member=per_member,
                 member_axis=member_axis,
             )
             batched = None if strategy == "tune" else batch(**graph_options(strategy, rules))
         if batched is None:
             with clock.stage("tune"):
-                files = _TuneFiles(formats, source.names, opset, target)
+                files = _TuneFiles(source, formats, opset, target)
                 candidates = Candidates(
                     make=lambda options: batch(**options),
-                    pack=lambda graph: graph.weights.pack(states, len(ensemble)),
                     write=files.write,
                     suffix=files.suffix,
                     feeds=_feeds(source, tune_batches),
@@ -178,14 +153,17 @@ def export(
                 )
                 batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
         batched = for_target(batched, target)
-        with clock.stage("batch"):
-            weights = batched.weights.pack(states, len(ensemble))
-            states.clear()
-        metadata = make_metadata(ensemble, batched, source.names, source.ranges)
-        for path, kind in zip(targets, formats, strict=True):
-            with clock.stage(f"export_{kind}"):
-                write_artifact(kind, staging.path(path), path, batched, weights, metadata, source.names, opset)
-        del weights
+        outputs = [Output(kind, staging.path(path), path) for path, kind in zip(targets, formats, strict=True)]
+        write_artifacts(
+            outputs,
+            batched,
+            _states(source),
+            make_metadata(ensemble, batched, source.names, source.ranges),
+            source.names,
+            opset,
+            scratch=staging.scratch(targets[0]),
+            clock=clock,
+        )
         with clock.stage("validate"):
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
@@ -239,21 +217,33 @@ def _captured(
     return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
 
 
-def _states(source: _Source) -> list[Mapping[str, torch.Tensor]]:
-    """The members' tensors: their own, no copies."""
-    members = [source.ensemble.build(member_index) for member_index in range(len(source.ensemble))]
-    if source.fills_buffers:  # on the first call, as member 0 was captured after it
-        for one in members:
-            run_member(one, source.example.feed)
-    return [named_tensors(one) for one in members]
+def _states(source: _Source) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The members' tensors, one member at a time."""
+    for member_index in range(len(source.ensemble)):
+        module = source.ensemble.build(member_index)
+        if source.fills_buffers:  # on the first call, as member 0 was captured after it
+            run_member(module, source.example.feed)
+        yield named_tensors(module)
+
+
+def _equal_in_all(source: _Source) -> frozenset[str]:
+    """Names of the parameters and buffers that are bit-equal in all members: those are kept once."""
+    if isinstance(source.ensemble, Members) and not source.fills_buffers:
+        known = source.ensemble.equal_names()
+        if known is not None:
+            return known
+    equal = EqualTensors()
+    for state in _states(source):
+        equal.add(state)
+    return equal.names
 
 
 @dataclass(frozen=True)
 class _TuneFiles:
     """How the candidates of `tune` are written: as ONNX, if that is asked for."""
 
+    source: _Source
     formats: Sequence[str]
-    names: Sequence[str]
     opset: int | None
     target: str
 
@@ -265,9 +255,17 @@ class _TuneFiles:
     def suffix(self) -> str:
         return next(suffix for suffix, kind in FORMAT_BY_SUFFIX.items() if kind == self.kind)
 
-    def write(self, graph: BatchedGraph, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-        graph = for_target(graph, self.target)
-        write_artifact(self.kind, path, path, graph, weights, {}, self.names, self.opset)
+    def write(self, graph: BatchedGraph, path: Path) -> None:
+        write_artifacts(
+            [Output(self.kind, path, path)],
+            for_target(graph, self.target),
+            _states(self.source),
+            {},
+            self.source.names,
+            self.opset,
+            scratch=path.with_name(f"{path.name}.weights"),
+            clock=Clock(),
+        )
 
 
 def _feeds(source: _Source, batches: Sequence[int]) -> dict[int | None, dict[str, Array]]:
@@ -290,7 +288,7 @@ def _proven(
     tolerance: Tolerance,
     batches: Sequence[int],
     seeds: Sequence[int],
-    clock: _Clock,
+    clock: Clock,
 ) -> tuple[ValidationReport, tuple[str, ...]]:
     """Compare every file with the loop; returns the report and what the user should know of it."""
     found = find_probes(
@@ -330,12 +328,6 @@ def _proven(
     report = ValidationReport(tuple(checks), integer_inputs(source.specs, source.ranges))
     raise_on_mismatch(report, source.ensemble.labels)
     return report, (*found.warnings, *_check_notes(checks))
-
-
-def equal_in_all(states: Sequence[Mapping[str, torch.Tensor]]) -> frozenset[str]:
-    """Names of the parameters and buffers that are bit-equal in all members: those are kept once."""
-    first, *others = states
-    return frozenset(name for name in first if all(torch.equal(first[name], state[name]) for state in others))
 
 
 def _check_notes(checks: Sequence[Check]) -> Iterator[str]:

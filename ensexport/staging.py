@@ -20,7 +20,7 @@ from types import TracebackType
 from ensexport.errors import OutputError, TargetExistsError, UsageError
 
 _PREFIX = ".ensexport-"
-_NEW, _REPLACED, _MODE_PROBE = "new", "replaced", "mode"  # what is in a staging folder
+_NEW, _REPLACED, _MODE_PROBE, _SCRATCH = "new", "replaced", "mode", "scratch"  # what is in a staging folder
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HINTS = {
@@ -105,6 +105,10 @@ class Staging:
     def path(self, target: Path) -> Path:
         """Where to write `target` for now. It has the final name, so files may refer to each other by name."""
         return self._folders[Path(target).parent] / _NEW / Path(target).name
+
+    def scratch(self, target: Path) -> Path:
+        """A file beside `target` for what is needed meanwhile; it is never put into place."""
+        return self._folders[Path(target).parent] / _SCRATCH
 
     def commit(self) -> list[Path]:
         """Move everything that was staged into place and return the final paths.

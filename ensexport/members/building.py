@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ensexport.members.architecture import Architecture
 from ensexport.members.rebuilding import load_exactly, tensors_outside
+from ensexport.members.tensors import same_bytes
 
 
 class Builder:
@@ -23,10 +24,15 @@ class Builder:
 
     Args:
         architecture: What builds the network.
+
+    Attributes:
+        is_plain: Does the network take the weights as they are, and nothing of it but them differ between members? None
+            before the first is built.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         self._architecture = architecture
+        self.is_plain: bool | None = None
         self._empty: nn.Module | None = None
         self._is_copied = True
 
@@ -47,8 +53,28 @@ class Builder:
         if self._is_copied and self._empty is None:
             self._empty = _empty_copy(module)
             self._is_copied = self._empty is not None
+        rest = tensors_outside(module, sharing=False)
+        before = {name: tensor.detach().clone() for name, tensor in rest.items()}
         load_exactly(module, state)
+        if self.is_plain is None:
+            self.is_plain = _takes_as_is(module, state) and _same(before, tensors_outside(module, sharing=False))
         return module
+
+
+def _takes_as_is(module: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Are the weights in the module those of the state dict? A module may compute others from them when loaded."""
+    own = module.state_dict(keep_vars=True)
+    found = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    return own.keys() == state.keys() and all(
+        name in found and same_bytes(found[name], tensor) for name, tensor in state.items()
+    )
+
+
+def _same(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> bool:
+    return before.keys() == after.keys() and all(same_bytes(before[name], after[name]) for name in before)
 
 
 def _is_empty(module: nn.Module) -> bool:

@@ -126,6 +126,15 @@ class Members(Sequence[Member]):
         """How messages name the members, in order."""
         return tuple(member.label for member in self)
 
+    def equal_names(self) -> frozenset[str] | None:
+        """Names of a built member's parameters and buffers that are bit-equal in all; None if only building can say."""
+        built = self.build(0)
+        assert self._builder is not None
+        if self.equal is None or not self._builder.is_plain:
+            return None
+        others = [name for name, _ in built.named_buffers(remove_duplicate=False) if name not in self[0].shapes]
+        return self.equal | frozenset(others)
+
     def build(self, member_index: int) -> nn.Module:
         """Read and build one member: its own weights in their own dtype, eval mode, no gradients.
 

@@ -1,0 +1,120 @@
+"""The file that packed weights are written to, member by member, each at its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from ensexport.batching.weights import PackedWeight, WeightProgram
+from ensexport.members.tensors import raw_bytes
+
+_ALIGNMENT = 64
+
+
+class WeightFile:
+    """One open file and where in it each packed weight begins.
+
+    Args:
+        path: A file of its final size.
+        places: Name of a packed weight -> where its values begin.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, int]) -> None:
+        self.path = path
+        self.places = places
+        self._file = path.open("rb+")
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+    def put(self, name: str, place: int, values: memoryview) -> None:
+        """Write a run of bytes of a weight.
+
+        Raises:
+            OSError: The system refuses: the disk is full, for one.
+        """
+        if name not in self.places:
+            return  # the format has no use for it
+        offset, done = self.places[name] + place, 0
+        while done < len(values):
+            done += os.pwrite(self._file.fileno(), values[done:], offset + done)
+
+    def mapped(self, weight: PackedWeight, n_members: int) -> torch.Tensor:
+        """Return a weight whose values stay in the file, mapped into memory; written to, it becomes a copy."""
+        shape, n_bytes = weight.shape(n_members), weight.n_bytes(n_members)
+        if n_bytes == 0:
+            return torch.empty(shape, dtype=weight.dtype)
+        values = np.memmap(self.path, np.uint8, "c", self.places[weight.name], (n_bytes,))
+        return torch.from_numpy(values).view(weight.dtype).view(shape)
+
+
+def make_scratch(path: Path, packed: Sequence[PackedWeight], n_members: int) -> dict[str, int]:
+    """Make a file for packed weights alone and return their places.
+
+    Args:
+        path: The file.
+        packed: The weights.
+        n_members: N.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    places, end = {}, 0
+    for weight in packed:
+        places[weight.name] = end
+        end += -(-weight.n_bytes(n_members) // _ALIGNMENT) * _ALIGNMENT
+    with path.open("wb") as file:
+        file.truncate(end)
+    return places
+
+
+def fill(
+    files: Sequence[WeightFile],
+    weights: WeightProgram,
+    states: Iterable[Mapping[str, torch.Tensor]],
+    tell: Callable[[int], None],
+) -> None:
+    """Read the members one at a time and write their pieces to all files.
+
+    Args:
+        files: The files.
+        weights: How a member's state becomes its pieces.
+        states: The members' parameters and buffers by name.
+        tell: Called with the number of bytes that were written to each file.
+
+    Raises:
+        OSError: The system refuses.
+        EnsexportError: A member cannot be read, or does not fit.
+    """
+    done = 0
+
+    def put(name: str, place: int, values: memoryview) -> None:
+        nonlocal done
+        for file in files:
+            file.put(name, place, values)
+        done += len(values)
+        tell(done)
+
+    for member_index, state in enumerate(states):
+        weights.write(state, member_index, put)
+
+
+def put_all(file: WeightFile, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write whole weights that are in memory.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    for name, tensor in weights.items():
+        file.put(name, 0, raw_bytes(tensor).numpy().data)
