@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.clock import OnStage
 from ensexport.members import Members, load_members
 from ensexport.members.inspection import Inspection, inspect_members
@@ -76,6 +77,7 @@ def pack(
     tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
     tolerance: Tolerance | None = None,
+    choice: MemberChoice = ALL_MEMBERS,
     force: bool = False,
     dry_run: bool = False,
     on_stage: OnStage | None = None,
@@ -101,6 +103,7 @@ def pack(
         tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs.
         tolerance: The bound.
+        choice: The members to compare with the loop, as for `export`.
         force: Replace files that exist.
         dry_run: Load and compare the members, check the outputs, write nothing.
         on_stage: Called as `(stage, done, total)`.
@@ -148,6 +151,7 @@ def pack(
         tune_batches=tune_batches,
         output_names=output_names,
         tolerance=tolerance,
+        choice=choice,
         force=force,
         on_stage=on_stage,
     )

@@ -16,6 +16,7 @@ from ensexport.batching.examples import Example, ValueRange, find_example, integ
 from ensexport.batching.integers import accepted_ranges
 from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.batching.rule_sets import rule_set
+from ensexport.choice import ALL_MEMBERS, MemberChoice, describe_choice
 from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
 from ensexport.errors import ArtifactError, ExportError, UsageError
@@ -82,6 +83,7 @@ def export(
     force: bool = False,
     batches: Sequence[int] = BATCHES,
     seeds: Sequence[int] = SEEDS,
+    choice: MemberChoice = ALL_MEMBERS,
     on_stage: OnStage | None = None,
 ) -> ExportReport:
     """Write an ensemble as ONNX, TorchScript or `.pt2`, each proven equal to the loop over its members.
@@ -105,6 +107,7 @@ def export(
         force: Replace files that exist.
         batches: Batch sizes to compare at.
         seeds: Seeds of the random inputs to compare on.
+        choice: The members to compare with the loop; all unless an ensemble is too large for that.
         on_stage: Called as `(stage, done, total)`.
 
     Raises:
@@ -158,7 +161,7 @@ def export(
             outputs,
             batched,
             _states(source),
-            make_metadata(ensemble, batched, source.names, source.ranges),
+            make_metadata(ensemble, batched, source.names, source.ranges) | _chosen(choice, len(ensemble)),
             source.names,
             opset,
             scratch=staging.scratch(targets[0]),
@@ -167,7 +170,7 @@ def export(
         with clock.stage("validate"):
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
-            report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, clock)
+            report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, choice, clock)
         with clock.stage("write"):
             artifacts = tuple(
                 describe_artifact(staging.path(path), path, kind) for path, kind in zip(targets, formats, strict=True)
@@ -214,6 +217,7 @@ def _captured(
     member = capture_member(module, specs, example)
     ranges, notes = accepted_ranges(module, member, example)
     names = _output_names(output_names, tuple(example.outputs), specs)
+    member.forget_weights()
     return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
 
 
@@ -288,9 +292,13 @@ def _proven(
     tolerance: Tolerance,
     batches: Sequence[int],
     seeds: Sequence[int],
+    choice: MemberChoice,
     clock: Clock,
 ) -> tuple[ValidationReport, tuple[str, ...]]:
     """Compare every file with the loop; returns the report and what the user should know of it."""
+    chosen = choice.indices(len(source.ensemble))
+    if not chosen:
+        return ValidationReport((), {}, ()), (_UNPROVEN,)
     found = find_probes(
         source.ensemble.build(0),
         source.specs,
@@ -300,7 +308,9 @@ def _proven(
         batches=batches,
         seeds=seeds,
     )
-    references = reference_outputs(source.ensemble, found.probes, source.per_member, on_progress=clock.tell)
+    references = reference_outputs(
+        source.ensemble, found.probes, source.per_member, members=chosen, on_progress=clock.tell
+    )
     renamed = dict(zip(source.example.outputs, source.names, strict=True))
     references = [[reference.renamed(renamed) for reference in row] for row in references]
     checks: list[Check] = []
@@ -318,6 +328,8 @@ def _proven(
                 source=source.ensemble,
                 member_names=tuple(source.example.outputs),
                 per_member=source.per_member,
+                members=chosen,
+                n_members=len(source.ensemble),
             )
         except ArtifactError as error:
             others = sorted(FORMAT_BY_SUFFIX.keys() - {path.suffix})
@@ -325,9 +337,27 @@ def _proven(
                 f"cannot write '{path}': what the exporter made of the model does not run: {error.message}",
                 hint=f"Ship another format for this model: {' or '.join(others)}.",
             ) from error
-    report = ValidationReport(tuple(checks), integer_inputs(source.specs, source.ranges))
+    report = ValidationReport(
+        tuple(checks), integer_inputs(source.specs, source.ranges), None if choice.is_all else chosen
+    )
     raise_on_mismatch(report, source.ensemble.labels)
-    return report, (*found.warnings, *_check_notes(checks))
+    return report, (*_partly(choice, chosen, len(source.ensemble)), *found.warnings, *_check_notes(checks))
+
+
+_UNPROVEN = (
+    "nothing was compared with the loop (--validate-members none): "
+    "run `ensexport validate` before anybody relies on it."
+)
+
+
+def _partly(choice: MemberChoice, chosen: Sequence[int], n_members: int) -> Iterator[str]:
+    if not choice.is_all:
+        yield f"only {describe_choice(chosen, n_members)} were compared with the loop (--validate-members)."
+
+
+def _chosen(choice: MemberChoice, n_members: int) -> dict[str, list[int]]:
+    """What a file says of members that were to be compared, where that is not all."""
+    return {} if choice.is_all else {"validated_members": list(choice.indices(n_members))}
 
 
 def _check_notes(checks: Sequence[Check]) -> Iterator[str]:

@@ -48,14 +48,16 @@ def reference_outputs(
     probes: Sequence[Probe],
     per_member: Sequence[str],
     *,
+    members: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[list[Reference]]:
-    """Run the loop over the members; returns `references[member_index][probe]`.
+    """Run the loop over the members, or over those named; returns one list a member, a reference a probe.
 
     One member is in memory at a time, first in its own dtype, then in float64.
     """
-    references = []
-    for member_index in range(len(source)):
+    references: list[list[Reference]] = []
+    chosen = range(len(source)) if members is None else members
+    for member_index in chosen:
         module = source.build(member_index)
         try:
             references.append(_references_of(module, probes, per_member, member_index))
@@ -71,7 +73,7 @@ def reference_outputs(
                 member_index=member_index,
             ) from error
         if on_progress is not None:
-            on_progress("loop", member_index + 1, len(source))
+            on_progress("loop", len(references), len(chosen))
     return references
 
 

@@ -42,6 +42,7 @@ from ensexport.staging import Staging
     options.tune_batch,
     options.atol,
     options.rtol,
+    options.validate_members,
     click.option("--output-names", metavar="A,B", help="New names for the outputs, in order."),
     options.force,
     click.option("--dry-run", is_flag=True, help="Read and compare the members, check the outputs, write nothing."),

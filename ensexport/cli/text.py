@@ -12,9 +12,14 @@ from ensexport.members.wording import show_path
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     """How the proof went."""
     checks = validation["checks"]
+    if not checks:
+        yield "proof: NONE, nothing was compared with the loop (--validate-members none)"
+        return
     batches = sorted({check["batch"] for check in checks if check["batch"] is not None})
     where = f" at batch {', '.join(map(str, batches))}" if batches else ""
-    yield f"proof: {len(checks)} comparisons with the loop over the members{where}, all within tolerance"
+    chosen = validation["members"]
+    whom = "the members" if chosen == "all" else f"{len(chosen)} of the members ({', '.join(map(str, chosen))})"
+    yield f"proof: {len(checks)} comparisons with the loop over {whom}{where}, all within tolerance"
     for name, (low, high) in validation["integer_inputs"].items():
         yield f"  integers in {name}: {low} to {'the number of ids' if high is None else high}"
     yield f"  worst error {validation['max_error']:.2g} of the largest value, allowed {validation['tolerance']:.2g}"

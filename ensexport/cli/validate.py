@@ -29,6 +29,7 @@ from ensexport.spec import artifact_format
     options.target,
     options.atol,
     options.rtol,
+    options.validate_members,
     options.as_json,
 )
 @click.pass_obj
@@ -46,7 +47,7 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], con
 
         members = load_members(list(checkpoints), **loading, on_progress=lambda _path, *count: listen("load", *count))
         report = validate(artifact, members, tolerance=settings.tolerance, provider=settings.provider,
-                          on_progress=listen)  # fmt: skip
+                          choice=settings.choice, on_progress=listen)  # fmt: skip
     settings.say_warnings(members.warnings, quiet=obj.quiet)
     warnings = [*settings.warnings, *members.warnings]
     answer = {"command": "validate", "ok": True, "artifact": artifact, **members_dict(members),
