@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     ("errors", "version"),
     ("spec",),
-    ("staging", "compare"),
+    ("staging", "compare", "choice", "clock"),
     ("members",),
     ("runtime",),
     ("timing",),

@@ -1,7 +1,7 @@
 """The one place that reads a checkpoint file. Nothing in a file is ever run, unless the user said to trust it.
 
-Order of the checks: cheap facts first (size, first bytes), then a digest of all bytes, then the checks of the format
-that the first bytes show; a suffix is only a name. Size and time of the file are compared before and after, so that
+Order of the checks: cheap facts first (size, first bytes), then the checks of the format that the first bytes show,
+with a digest of all bytes; a suffix is only a name. Size and time of the file are compared before and after, so that
 the digest speaks about the bytes that were loaded.
 """
 
@@ -12,6 +12,7 @@ import io
 import os
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ensexport.members.trust import NO_TRUST, Trust
 from ensexport.members.wording import quote_path
 
 _HEAD_BYTES = 512
+_CHUNK_BYTES = 2**20
 _HTML_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 
 
@@ -130,13 +132,14 @@ def load_file(path: str | Path, *, trust: Trust = NO_TRUST, ledger: Ledger | Non
     """
     name = str(path)
     try:
-        with _open_regular(Path(path)) as file:
+        # The digest is computed beside the checks of the format: both read all bytes.
+        with _open_regular(Path(path)) as file, ThreadPoolExecutor(1) as pool:
             before = os.fstat(file.fileno())
             head = file.read(_HEAD_BYTES)
             _check_head(head, name, before.st_size)
             file.seek(0)
             known = None if ledger is None else ledger.digest(name, before)
-            sha256 = known or hashlib.file_digest(file, "sha256").hexdigest()
+            digest = pool.submit(_digest, file.fileno()) if known is None else None
             if _is_safetensors(head, name, before.st_size):
                 content: Any = load_safetensors(file, by_name(file, name), name, size_bytes=before.st_size)
                 file_format = "safetensors"
@@ -144,6 +147,7 @@ def load_file(path: str | Path, *, trust: Trust = NO_TRUST, ledger: Ledger | Non
                 content, file_format = load_torch(
                     file, name, size_bytes=before.st_size, trust=trust, is_known=known is not None
                 )
+            sha256 = known or (digest.result() if digest else "")
             _check_unchanged(before, Path(path).stat(), name)
     except OSError as error:
         raise CheckpointError(
@@ -153,6 +157,15 @@ def load_file(path: str | Path, *, trust: Trust = NO_TRUST, ledger: Ledger | Non
     if ledger is not None:
         ledger.files[name] = before, sha256
     return LoadedFile(content, sha256, file_format, before.st_size, name, before)
+
+
+def _digest(descriptor: int) -> str:
+    """The SHA-256 of a file; its position does not matter and is not moved."""
+    digest, buffer, offset = hashlib.sha256(), bytearray(_CHUNK_BYTES), 0
+    while count := os.preadv(descriptor, [buffer], offset):
+        digest.update(memoryview(buffer)[:count])
+        offset += count
+    return digest.hexdigest()
 
 
 def _open_regular(path: Path) -> io.BufferedReader:

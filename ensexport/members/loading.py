@@ -6,6 +6,7 @@ What `load_members` returns is known to fit on one member axis; later stages nee
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +123,7 @@ class _Intake:
     def __init__(self, reader: Reader, *, allow_nonfinite: bool) -> None:
         self._reader = reader
         self._allow_nonfinite = allow_nonfinite
+        self._pool = ThreadPoolExecutor(1)  # digests, beside what else is looked at
         self._files: list[tuple[str, Checkpoint]] = []
         self._unsplit: StackError | None = None
         self._nonfinite: list[NonFiniteWeightsError] = []
@@ -163,6 +165,7 @@ class _Intake:
             self._unsplit = error
             return
         for member, state in found:
+            digest = self._pool.submit(weights_digest, state)
             names = find_nonfinite(state)
             if names:
                 self._nonfinite.append(nonfinite_error(member, names))
@@ -171,9 +174,9 @@ class _Intake:
                     check_ties(member.label, state, self._reader.blueprint)
                 except StackError as error:
                     self.untied = error
-            self.members.append(replace(member, weights_sha256=weights_digest(state)))
             self.summaries.append(summarise(state))
             self.equal.add(state)
+            self.members.append(replace(member, weights_sha256=digest.result()))
 
     def raise_problems(self) -> None:
         """Refuse what cannot be told apart, and NaN or Inf unless they are allowed."""
