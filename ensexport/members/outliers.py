@@ -186,7 +186,7 @@ def _norm(tensor: torch.Tensor) -> float:
     """
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().reshape(-1)
     if flat.dtype == torch.float32:
-        total = sum(float(torch.dot(part, part)) for part in flat.split(_LARGE_CHUNK))
+        total = math.fsum(float(torch.dot(part, part)) for part in torch.split(flat, _LARGE_CHUNK))
         if _SMALLEST < total < math.inf:
             return math.sqrt(total)
     chunks = (flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK))
