@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -343,6 +344,23 @@ def test_a_row_that_fails_is_kept_with_its_reason_and_the_folder_is_cleaned(tmp_
     assert found["error"] == "write_checkpoints.py was stopped after 0.5 s"
     assert "- mlp-10: write_checkpoints.py was stopped after 0.5 s." in (tmp_path / "scale.md").read_text()
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_that_is_terminated_leaves_no_child_and_no_folder(tmp_path):
+    command = [sys.executable, "measure.py", "--quick", "--folder", str(tmp_path / "work"), "-o", str(tmp_path)]
+    process = subprocess.Popen([*command, "--only", "mlp-1000"], cwd=FOLDER, stderr=subprocess.PIPE, text=True)
+    assert "writing 1000 checkpoints" in process.stderr.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (child_ids := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(child_ids) == 1
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (143, "")
+    assert list(tmp_path.iterdir()) == []
+    assert not Path(f"/proc/{child_ids[0]}").exists()
 
 
 def test_an_option_that_names_nothing_is_refused(tmp_path):

@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ ASKING_S = 600.0
 def main() -> None:
     """Measure what the command line asks for; the exit code is 1 if a row failed."""
     options = parse()
+    # As Ctrl-C does: the child is killed and the scratch folder removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     output: Path = options.output / "scale.json"
     known = read_records(output)
     rows = [row for row in select(options.only.split(",")) if not (options.resume and find(known, row.name))]
