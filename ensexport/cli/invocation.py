@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from ensexport.cli.interrupts import Interrupts
 from ensexport.cli.progress import OnStage, progress
+from ensexport.cli.room import check_room_for_libraries
 from ensexport.cli.streams import stdout_for_the_answer
+from ensexport.resources import Reserve
 
 
 @dataclass
@@ -21,12 +23,14 @@ class Invocation:
         quiet: `-q`: errors only.
         debug: `--debug`: show the traceback of an error.
         interrupts: The signals that arrived.
+        reserve: Memory to say with what happened when there is no more.
     """
 
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
     interrupts: Interrupts = field(default_factory=Interrupts)
+    reserve: Reserve | None = None
 
     @contextlib.contextmanager
     def working(self) -> Iterator[OnStage]:
@@ -34,7 +38,12 @@ class Invocation:
 
         Yields:
             A listener `(stage, done, total)` for the library.
+
+        Raises:
+            MemoryLimitError: There is not enough memory to begin with.
         """
+        check_room_for_libraries()
+        self.reserve = Reserve()
         with stdout_for_the_answer(), warnings.catch_warnings(), self._progress() as show:
             if self.quiet:
                 warnings.simplefilter("ignore")

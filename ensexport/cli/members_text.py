@@ -6,19 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ensexport.members.wording import join_numbers, show_path
+from ensexport.resources import size_text
 
 _MAX_METRICS = 3
 _MAX_DIFFERING = 12
-
-
-def size_text(size_bytes: int) -> str:
-    """`1.2 MB`, decimal units."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def members_lines(report: Mapping[str, Any]) -> Iterator[str]:

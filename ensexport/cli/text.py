@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ensexport.cli.members_text import inspection_lines, members_lines, size_text
+from ensexport.cli.members_text import inspection_lines, members_lines
 from ensexport.members.wording import show_path
+from ensexport.resources import size_text
 
 
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
