@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from ensexport.batching.examples import ValueRange
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.clock import Clock
 from ensexport.members import Members, weights_digest
+from ensexport.resources import check_disk
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import Artifact, Plan
 from ensexport.stacking import Ensemble
@@ -87,6 +88,9 @@ def for_target(batched: BatchedGraph, target: str) -> BatchedGraph:
     return replace(batched, plan=replace(batched.plan, target=target))
 
 
+_CHUNK_BYTES = 2**22
+
+
 @dataclass(frozen=True)
 class Output:
     """One file to be written.
@@ -139,13 +143,17 @@ def write_artifacts(
             with clock.stage("export_onnx"):
                 layouts[output] = _laid_out(output, batched, text, names, opset)
     others = [output for output in outputs if output.kind != "onnx"]
+    total = sum(weight.n_bytes(batched.n_members) for weight in batched.weights.packed)
+    needs_scratch = bool(others) and not any(layout.data for layout in layouts.values())
+    room = {output.target: layout.n_bytes + layout.data_bytes for output, layout in layouts.items()}
+    room |= {output.target: total for output in others} | ({scratch: total} if needs_scratch else {})
+    check_disk(room)
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(output, layout)) for output, layout in layouts.items()]
-        if others and not any(layout.data for layout in layouts.values()):
+        if needs_scratch:
             with writing(others[0].target):
                 places = make_scratch(scratch, batched.weights.packed, batched.n_members)
                 files.append(stack.enter_context(WeightFile(scratch, places)))
-        total = sum(weight.n_bytes(batched.n_members) for weight in batched.weights.packed)
         with clock.stage("weights"), writing(outputs[0].target):
             fill(files, batched.weights, states, lambda done: clock.tell("weights", done, total))
         if others:
@@ -187,8 +195,24 @@ def _serialised(kind: str, batched: BatchedGraph, weights: Mapping[str, torch.Te
     return pt2_bytes(batched, weights, {METADATA_FILE: text})
 
 
-def describe_artifact(staged: Path, target: Path, kind: str) -> Artifact:
-    """Size and digest of a file that is about to be put in place."""
+def data_file(path: Path) -> Path:
+    """Where an ONNX file's external data lies, if it has any."""
+    return path.with_name(f"{path.name}.data")
+
+
+def describe_artifact(staged: Path, target: Path, kind: str, tell: Callable[[int], None]) -> Artifact:
+    """Size and digest of a file that is about to be put in place.
+
+    Args:
+        staged: The file.
+        target: What it will be called.
+        kind: Its format.
+        tell: Called with the number of bytes read so far.
+    """
+    digest, buffer, done = hashlib.sha256(), bytearray(_CHUNK_BYTES), 0
     with staged.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Artifact(str(target), kind, staged.stat().st_size, digest)
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            done += count
+            tell(done)
+    return Artifact(str(target), kind, done, digest.hexdigest())

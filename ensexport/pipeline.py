@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ensexport.artifacts import Output, describe_artifact, for_target, make_metadata, write_artifacts
+from ensexport.artifacts import Output, data_file, describe_artifact, for_target, make_metadata, write_artifacts
 from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.examples import Example, ValueRange, find_example, integer_inputs
 from ensexport.batching.integers import accepted_ranges
@@ -20,6 +20,7 @@ from ensexport.choice import ALL_MEMBERS, MemberChoice, describe_choice
 from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
 from ensexport.errors import ArtifactError, ExportError, UsageError
+from ensexport.estimates import Estimate, estimate
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
 from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes
@@ -54,6 +55,8 @@ class ExportReport:
         validation: Every comparison made.
         plan: How the batched graph was made.
         timings_s: Seconds per stage.
+        peak_bytes: The most resident memory per stage; empty where the system does not say.
+        estimate: What was expected to be needed.
         dims: Dynamic dim -> smallest and largest size (None = no end).
         warnings: What the user should know.
     """
@@ -64,6 +67,8 @@ class ExportReport:
     timings_s: Mapping[str, float]
     dims: Mapping[str, tuple[int, int | None]]
     warnings: tuple[str, ...] = ()
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    estimate: Estimate | None = None
 
 
 def export(
@@ -85,6 +90,7 @@ def export(
     seeds: Sequence[int] = SEEDS,
     choice: MemberChoice = ALL_MEMBERS,
     on_stage: OnStage | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
 ) -> ExportReport:
     """Write an ensemble as ONNX, TorchScript or `.pt2`, each proven equal to the loop over its members.
 
@@ -109,9 +115,11 @@ def export(
         seeds: Seeds of the random inputs to compare on.
         choice: The members to compare with the loop; all unless an ensemble is too large for that.
         on_stage: Called as `(stage, done, total)`.
+        on_estimate: Called with what memory and disk will be needed, before the work.
 
     Raises:
         UsageError: An option or spec is malformed.
+        MemoryLimitError: The machine, or a limit of the process, has less memory than is needed.
         MemberError: The model cannot be packed.
         MismatchError: An artifact differs from the loop; nothing is written.
         ExportError: A format cannot be written, or a dynamic dim cannot be kept.
@@ -131,6 +139,11 @@ def export(
     if "onnx" in formats:
         check_provider(provider)  # before the work, not after
     clock = Clock(on_stage)
+    expected = estimate(formats, _member_bytes(ensemble), len(ensemble), n_validated=len(choice.indices(len(ensemble))))
+    if on_estimate is not None:
+        on_estimate(expected)
+    expected.check_memory()
+    expected.check_disk(targets)
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
             source = _captured(ensemble, specs, per_member, output_names)
@@ -171,13 +184,39 @@ def export(
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
             report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, choice, clock)
+        with clock.stage("digest"):
+            artifacts = tuple(_described(outputs, clock))
         with clock.stage("write"):
-            artifacts = tuple(
-                describe_artifact(staging.path(path), path, kind) for path, kind in zip(targets, formats, strict=True)
-            )
             staging.commit()
     warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *source.notes, *notes)
-    return ExportReport(artifacts, report, batched.plan, clock.seconds, source.member.dim_ranges, warnings)
+    return ExportReport(
+        artifacts,
+        report,
+        batched.plan,
+        clock.seconds,
+        source.member.dim_ranges,
+        warnings,
+        clock.peak_bytes,
+        expected,
+    )
+
+
+def _described(outputs: Sequence[Output], clock: Clock) -> Iterator[Artifact]:
+    """Every file that is about to be put in place, external data too."""
+    files = [(output.staged, output.target, output.kind) for output in outputs]
+    for output in outputs:
+        data = data_file(output.staged)
+        if output.kind == "onnx" and data.exists():
+            files.append((data, data_file(output.target), "onnx_data"))
+    total, done = sum(staged.stat().st_size for staged, _, _ in files), 0
+
+    def tell(count: int) -> None:
+        clock.tell("digest", done + count, total)
+
+    for staged, target, kind in files:
+        artifact = describe_artifact(staged, target, kind, tell)
+        done += artifact.size_bytes
+        yield artifact
 
 
 @dataclass(frozen=True)
@@ -219,6 +258,14 @@ def _captured(
     names = _output_names(output_names, tuple(example.outputs), specs)
     member.forget_weights()
     return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
+
+
+def _member_bytes(ensemble: Ensemble | Members) -> int:
+    """Bytes of one member's tensors, tied ones counted once."""
+    if isinstance(ensemble, Members):
+        return max(member.n_bytes for member in ensemble)
+    tensors = {id(tensor): tensor for tensor in named_tensors(ensemble).values()}
+    return sum(tensor.nbytes for tensor in tensors.values()) // len(ensemble)
 
 
 def _states(source: _Source) -> Iterator[Mapping[str, torch.Tensor]]:

@@ -22,7 +22,7 @@ ORDER = (
     ("resources",),
     ("memory_errors", "spec"),
     ("staging", "compare", "choice", "clock"),
-    ("members",),
+    ("estimates", "members"),
     ("runtime",),
     ("timing",),
     ("stacking",),

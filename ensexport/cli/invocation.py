@@ -6,12 +6,20 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
 
 from ensexport.cli.interrupts import Interrupts
 from ensexport.cli.progress import OnStage, progress
 from ensexport.cli.room import check_room_for_libraries
 from ensexport.cli.streams import stdout_for_the_answer
 from ensexport.resources import Reserve
+
+if TYPE_CHECKING:
+    from ensexport.estimates import Estimate
+
+_MUCH_BYTES = 2_000_000_000
 
 
 @dataclass
@@ -56,6 +64,11 @@ class Invocation:
 
             listen("import", 0, 0)
             yield listen
+
+    def say_estimate(self, estimate: Estimate) -> None:
+        """Say what will be needed: always where it is much, with `-v` in any case."""
+        if self.verbose or (not self.quiet and estimate.memory_bytes + estimate.disk_bytes >= _MUCH_BYTES):
+            click.echo(str(estimate), err=True)
 
     def _progress(self) -> contextlib.AbstractContextManager[OnStage]:
         return progress(verbose=self.verbose, quiet=self.quiet)

@@ -62,8 +62,14 @@ def command(obj: Invocation, /, checkpoints: tuple[str, ...], outputs: tuple[str
         from ensexport.packing import pack
 
         report = pack(
-            checkpoints, outputs, **arguments, force=force, dry_run=dry_run, on_stage=listen
-        ).to_dict()  # fmt: skip
+            checkpoints,
+            outputs,
+            **arguments,
+            force=force,
+            dry_run=dry_run,
+            on_stage=listen,
+            on_estimate=obj.say_estimate,
+        ).to_dict()
     settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]
     answer = {"command": "pack", "ok": True, **report}

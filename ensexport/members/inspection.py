@@ -144,7 +144,7 @@ def inspect_members(
         selection: Where in the files the weights lie.
         trust: What may run code.
         allow_nonfinite: NaN and Inf are no problem.
-        on_progress: Called as `(path, done, total)` after each file.
+        on_progress: Called as `(path, done, total)` after each checkpoint, in bytes.
 
     Raises:
         UsageError: A path does not exist, or `model` has an unknown form.
@@ -160,7 +160,8 @@ def inspect_members(
     reader = Reader(selection, trust, ledger, blueprint)
     survey = _Survey(reader, allow_nonfinite=allow_nonfinite)
     skipped = list(found.skipped)
-    for done, source in enumerate(found.sources, start=1):
+    sizes = [source.size_bytes() for source in found.sources]
+    for number, source in enumerate(found.sources, start=1):
         try:
             survey.add(source, reader.open(source))
         except (InputRefusedError, StackError) as error:
@@ -169,7 +170,7 @@ def inspect_members(
             else:
                 survey.refuse(source, error)
         if on_progress is not None:
-            on_progress(str(source.path), done, len(found.sources))
+            on_progress(str(source.path), sum(sizes[:number]), sum(sizes))
     return survey.result(tuple(skipped), found.warnings)
 
 

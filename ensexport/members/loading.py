@@ -39,7 +39,7 @@ from ensexport.spec import SkippedFile
 
 Key = TypeVar("Key", bound=Hashable)
 Progress = Callable[[str, int, int], None]
-"""Called as `(path, done, total)` after each file that was read."""
+"""Called as `(path, done, total)` after each checkpoint that was read, in bytes."""
 
 
 def load_members(
@@ -65,7 +65,7 @@ def load_members(
         selection: Where in the files the weights lie, as far as the user says so.
         trust: What may run code; by default nothing.
         allow_nonfinite: Take members that hold NaN or Inf, with a warning.
-        on_progress: Called as `(path, done, total)` after each file.
+        on_progress: Called as `(path, done, total)` after each checkpoint, in bytes.
 
     Returns:
         The members in order. Their weights stay in the files and are read again, a member at a time, when needed.
@@ -139,7 +139,8 @@ class _Intake:
         """
         skipped = list(found.skipped)
         refused: CheckpointError | None = None
-        for done, source in enumerate(found.sources, start=1):
+        sizes = [source.size_bytes() for source in found.sources]
+        for number, source in enumerate(found.sources, start=1):
             try:
                 checkpoint = self._reader.open(source)
                 self._files.append((str(source.path), checkpoint.without_values()))
@@ -150,7 +151,7 @@ class _Intake:
                 refused = refused or error
                 skipped.append(SkippedFile(str(source.path), no_weights_reason(error)))
             if on_progress is not None:
-                on_progress(str(source.path), done, len(found.sources))
+                on_progress(str(source.path), sum(sizes[:number]), sum(sizes))
         if refused is not None and not self._files:
             raise refused
         return tuple(skipped)
