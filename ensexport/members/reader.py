@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -87,7 +88,7 @@ class Reader:
                     container_key=checkpoint.container_key,
                     stripped_prefix=part.fitted.stripped_prefix,
                     shapes=self._shapes(state),
-                    read=lambda number=number: self._again(source, checkpoint.sha256, number),  # type: ignore[misc]
+                    read=functools.partial(self._again, source, checkpoint.sha256, number),
                     origin=checkpoint.origin,
                     part=part.index,
                     weights=checkpoint.weights,
