@@ -27,7 +27,7 @@ _ASKED = re.compile(
     re.IGNORECASE,
 )
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_TIGHT = 0.75  # so much of a limit was in use: what failed without a reason failed for this one
+_SPARE_SHARE, _SPARE_BYTES = 0.1, 2**26  # less is left than either: what failed for no known reason failed for this one
 _HINTS = {
     "ulimit -v": "Raise the limit (ulimit -v), or lift it (ulimit -v unlimited).",
     "ulimit -d": "Raise the limit (ulimit -d), or lift it (ulimit -d unlimited).",
@@ -50,7 +50,14 @@ def out_of_memory(error: BaseException) -> OutOfMemoryError | MemoryLimitError |
             return one
         if _means_memory(one):
             return _described(one)
+        if isinstance(one, SystemError) and _SILENT.search(str(one)) and is_tight():
+            return _described(one)
     return None
+
+
+def unexplained(error: BaseException) -> OutOfMemoryError | None:
+    """Take an error that nobody knows for a lack of memory, if memory was at its end; see `is_tight`."""
+    return _described(error, is_quoted=True) if is_tight() else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -71,21 +78,24 @@ def _means_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, SystemError) and _SILENT.search(str(error)):
-        return _is_tight()
     return not isinstance(error, EnsexportError) and bool(_WORDS.search(str(error)))
 
 
-def _is_tight() -> bool:
-    """Whether a limit of this process was nearly used up; what failed has given some of it back by now."""
+def is_tight() -> bool:
+    """Whether a `ulimit` of this process was nearly used up, though what failed may have given back some of it since.
+
+    What meets the limit inside of a library comes out as anything: `SystemError: error return without exception set`,
+    a source file that "cannot be found", a function that "is not callable".
+    """
     peak = status_bytes("VmPeak") or 0
-    return any(
-        max(limit.total_bytes - limit.size_bytes, peak if limit.counts_files else 0) > _TIGHT * limit.total_bytes
-        for limit in memory_limits()
-    )
+    for limit in memory_limits():
+        left = min(limit.size_bytes, limit.total_bytes - peak) if limit.counts_files else limit.size_bytes
+        if "ulimit" in limit.what and left < max(_SPARE_SHARE * limit.total_bytes, _SPARE_BYTES):
+            return True
+    return False
 
 
-def _described(error: BaseException) -> OutOfMemoryError:
+def _described(error: BaseException, *, is_quoted: bool = False) -> OutOfMemoryError:
     text = str(error)
     details: dict[str, int | str] = {}
     asked = ""
@@ -109,4 +119,6 @@ def _described(error: BaseException) -> OutOfMemoryError:
         details |= {"available_bytes": limit.size_bytes, "limit": limit.what}
         asked += f", and {limit}"
         hint = next((hint for name, hint in _HINTS.items() if name in limit.what), _HINT)
-    return OutOfMemoryError(f"out of memory: {asked or str(error)}.", hint=hint, **details)
+    if is_quoted:
+        asked += f"; what failed for it said {type(error).__name__}: {' '.join(text.split())[:300]}"
+    return OutOfMemoryError(f"out of memory: {asked or text}.", hint=hint, **details)

@@ -165,3 +165,17 @@ def test_an_error_without_a_reason_is_a_shortage_where_a_limit_is_near():
     body = "limit({})\nreport(SystemError('error return without exception set'))"
     assert exhausted(body.format(1_000_000))["code"] == "E_OUT_OF_MEMORY"
     assert exhausted(body.format(4_000_000_000)) is None
+
+
+@LINUX
+def test_an_error_that_nobody_knows_is_a_shortage_where_a_limit_is_near_and_keeps_its_words():
+    body = """
+from ensexport.memory_errors import unexplained
+limit({})
+found = unexplained(TypeError("'frame' object is not callable"))
+print(json.dumps(found and found.to_dict()))
+"""
+    found = exhausted(body.format(1_000_000))
+    assert found["code"] == "E_OUT_OF_MEMORY"
+    assert found["message"].endswith("; what failed for it said TypeError: 'frame' object is not callable.")
+    assert exhausted(body.format(4_000_000_000)) is None

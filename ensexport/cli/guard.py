@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from ensexport.errors import OutOfMemoryError
+from ensexport.memory_errors import is_tight
 from ensexport.resources import memory_limits, peak_of_children, size_text
 from ensexport.staging import tell_folders
 
@@ -75,6 +76,11 @@ def _in_child(work: Callable[[], int], notes: int) -> int:
     except MemoryError:
         os._exit(1)  # not even the report could be made; the parent will
     note(_END, str(code).encode())
+    if code and is_tight():  # what libraries do at the interpreter's end would fail, with tracebacks
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     return code
 
 
