@@ -53,6 +53,8 @@ class BatchedGraph:
         per_member: Names of the inputs that carry a leading N axis.
         member_axis: Where N stands in the outputs: 0 `(N, B, ...)`, 1 `(B, N, ...)`.
         plan: Strategy and the ops that went down the ladder.
+        n_hidden: How many of the last outputs are members' outputs that the file does not return: they stay in it
+            to be compared with the loop.
     """
 
     graph: fx.Graph
@@ -62,6 +64,7 @@ class BatchedGraph:
     per_member: tuple[str, ...]
     member_axis: int
     plan: Plan
+    n_hidden: int = 0
 
     @property
     def packed(self) -> dict[fx.Node, PackedWeight]:
@@ -75,7 +78,7 @@ class BatchedGraph:
 
     @property
     def outputs(self) -> tuple[fx.Node, ...]:
-        """The output nodes, in the order of `member.output_names`."""
+        """The output nodes, hidden ones last; as `batch_graph` wrote them in the order of `member.output_names`."""
         return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
 
 

@@ -8,6 +8,8 @@ and one member can be replaced without a new export.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensexport.batching.precision import Float64Interpreter
 from ensexport.errors import StackError
@@ -188,6 +191,45 @@ class WeightPacker:
             name = f"{stem}_{number}"
         self._names.add(name)
         return name
+
+
+def with_constant(
+    program: WeightProgram, name: str, tensor: torch.Tensor, fake_mode: FakeTensorMode
+) -> tuple[WeightProgram, PackedWeight]:
+    """Add a tensor that belongs to no member to what is packed.
+
+    Args:
+        program: The weight graph; it is copied, not changed.
+        name: What to call it in the exported files; a name that is taken gets a number.
+        tensor: Its value.
+        fake_mode: That of the graph's fake values.
+
+    Returns:
+        The program that packs it too, and the initializer.
+    """
+    taken = {weight.name.split(".")[0] for weight in program.packed}
+    own = next(n for n in (name, *(f"{name}_{number}" for number in itertools.count(2))) if n not in taken)
+    leaf = f"ensexport.{own}"
+    graph = fx.Graph()
+    results = graph.graph_copy(program.module.graph, {})
+    assert isinstance(results, tuple)
+    before = next((node for node in graph.nodes if node.op != "placeholder"), None)
+    with graph.inserting_before(before) if before is not None else contextlib.nullcontext():
+        placeholder = graph.placeholder(f"leaf_{own}")
+    with fake_mode:
+        placeholder.meta |= {"val": torch.empty(tuple(tensor.shape), dtype=tensor.dtype), "leaf": leaf}
+    graph.output((*results, placeholder))
+    weight = PackedWeight(own, len(results), "shared", None, tuple(tensor.shape), tensor.dtype)
+    leaves = tuple(node.meta["leaf"] for node in graph.nodes if node.op == "placeholder")
+    return (
+        WeightProgram(
+            fx.GraphModule(torch.nn.Module(), graph),
+            leaves,
+            {**program.constants, leaf: tensor},
+            (*program.packed, weight),
+        ),
+        weight,
+    )
 
 
 _REARRANGING = {"permute", "reshape", "expand", "view", "transpose", "t", "unsqueeze", "squeeze", "to"}
