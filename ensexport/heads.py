@@ -154,7 +154,7 @@ class _Writer:
         with self.builder.fake_mode:
             fake = torch.empty(self.batched.n_members, dtype=torch.float32)
         node = self.builder.placeholder(WEIGHTS_INPUT, fake)
-        node.meta[WEIGHTS_INPUT] = True
+        node.meta["is_member_weights"] = True
         return node
 
     def constant(self, name: str, tensor: torch.Tensor) -> fx.Node:

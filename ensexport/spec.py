@@ -202,7 +202,7 @@ class Check:
         artifact: Path of the artifact, as the user gave it.
         provider: Execution provider, or `torch-cpu` and `torch-cuda` for torch's own formats.
         batch: Size of the batch dimension; None when no dimension is dynamic.
-        member_index: The member compared.
+        member_index: The member compared; None for an output that combines all.
         output: Name of the output.
         max_abs: Largest absolute difference to the float64 loop.
         max_rel: `max_abs` divided by the largest reference value.
@@ -222,7 +222,7 @@ class Check:
     artifact: str
     provider: str
     batch: int | None
-    member_index: int
+    member_index: int | None
     output: str
     max_abs: float
     max_rel: float

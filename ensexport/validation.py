@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,18 @@ from torch import nn
 
 from ensexport.batching.examples import find_example, integer_inputs, range_from_json
 from ensexport.choice import ALL_MEMBERS, MemberChoice
+from ensexport.combined_checks import Judged, Weighting, judge_combined, weightings
 from ensexport.compare import Array, Difference, compare_members, is_exact
+from ensexport.emission import OutputEmission
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, UsageError
 from ensexport.members import Members
 from ensexport.probes import BATCHES, SEEDS, Probe, find_probes
 from ensexport.references import OnProgress, Reference, arrays, reference_outputs
-from ensexport.runtime import open_runners, read_metadata
+from ensexport.runtime import Runner, open_runners, read_metadata
 from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, json_number, parse_inputs
 from ensexport.stacking.baseline import MemberSource, run_member
+from ensexport.weighting import MemberWeights
 
 _ROUNDING = "If the members themselves are right and this is rounding, --rtol or --atol sets the bound."
 _NOT_ROUNDING = "If these are the members that were packed, this is an error of the export: please report it."
@@ -52,15 +55,17 @@ def check_artifact(
     per_member: Sequence[str] = (),
     members: Sequence[int] | None = None,
     n_members: int | None = None,
+    emitted: Sequence[OutputEmission] | None = None,
+    weights: MemberWeights | None = None,
 ) -> list[Check]:
-    """Load an artifact and compare every output of every member on every probe.
+    """Load an artifact and compare every output of every member, and all that is made of them, on every probe.
 
     Args:
         path: The file to load.
         shown_as: The path that reports name (the file may still be staged).
         references: A list a member, a reference a probe.
         probes: The inputs.
-        output_names: Contract names of the outputs, in order.
+        output_names: Contract names of the model's outputs, in order.
         tolerance: The bound.
         provider: `cpu`, `cuda` or `tensorrt`.
         member_axis: Where N stands in the outputs.
@@ -69,74 +74,157 @@ def check_artifact(
         per_member: Names of the inputs with a leading N.
         members: Whose references are given; None for all.
         n_members: N, where not all are.
+        emitted: What each output became; None for the members as they are.
+        weights: How the members are weighed where they are combined.
 
     Raises:
         ArtifactError, ProviderError, OpsetError: The file cannot be loaded and run.
     """
-    checks = []
-    name_of = dict(zip(output_names, member_names or output_names, strict=True))
-    usual = {name: _usual_error(references, name) for name in output_names}
+    emitted = [OutputEmission(name) for name in output_names] if emitted is None else emitted
+    file_names = tuple(name for entry in emitted for name in entry.file_names)
+    hidden = tuple(entry.output for entry in emitted if entry.is_hidden)
     chosen = list(range(len(references)) if members is None else members)
     share = _Share(tuple(chosen), n_members or len(chosen), member_axis)
-    for runner in open_runners(path, provider=provider, output_names=tuple(output_names)):
+    own_names = dict(zip(output_names, member_names or output_names, strict=True))
+    judge = _Judge(shown_as, references, share, tolerance, source, own_names, tuple(per_member))
+    checks: list[Check] = []
+    for runner in open_runners(path, provider=provider, output_names=file_names, hidden=hidden):
         for number, probe in enumerate(probes):
             if probe.is_brief and runner.optimization == "disabled" and number:
                 continue
-            where = f"on {runner.provider} at sizes {dict(probe.sizes)}"
-            try:
-                outputs = runner.run(arrays(probe.feed))
-            except EnsexportError:
-                raise
-            except Exception as error:
-                if re.search("NOT_IMPLEMENTED|not support", str(error)):
-                    raise ArtifactError(
-                        f"'{shown_as}' cannot be run {where}: {_describe(error)}",
-                        hint="What runs it lacks an operator for this dtype.",
-                    ) from error
-                raise MismatchError(
-                    f"'{shown_as}' fails {where}, where the members run: {_describe(error)}",
-                    hint="Give that dimension a number in --input if this size is not needed.",
-                ) from error
-            missing = [name for name in output_names if name not in outputs]
-            if missing:
-                raise MismatchError(
-                    f"'{shown_as}' has no output '{missing[0]}': it returns {', '.join(outputs)}.", hint=_NOT_ROUNDING
-                )
-            for name in output_names:
-                row = [member[number] for member in references]
-                kept = _with_kept_dims(row, name, outputs[name], share) if probe.batch == 1 else None
-                row, remark = (row, "") if kept is None else (kept, _DROPPED)
-                compared = _differences(row, name, outputs[name], share)
-                for place, (member_index, (difference, problem)) in enumerate(zip(chosen, compared, strict=True)):
-                    bound = _bound(tolerance, row[place], name, difference.scale, usual[name])
-                    passed, note = not problem and difference.max_rel <= bound, ""
-                    if not passed and not problem and is_exact(outputs[name].dtype) and source is not None:
-                        own = np.take(outputs[name], member_index, min(member_axis, outputs[name].ndim - 1))
-                        feed = probe.member_feed(member_index, per_member)
-                        note = explain_integers(partial(source.build, member_index), feed, name_of[name], own)
-                    checks.append(
-                        Check(
-                            artifact=shown_as,
-                            provider=runner.provider,
-                            optimization=runner.optimization,
-                            batch=probe.batch,
-                            member_index=member_index,
-                            output=name,
-                            max_abs=difference.max_abs,
-                            max_rel=difference.max_rel,
-                            bound=bound,
-                            passed=passed or bool(note),
-                            index=difference.index,
-                            expected=difference.expected,
-                            actual=difference.actual,
-                            dtype=row[place].dtype[name],
-                            seed=probe.seed,
-                            problem=problem,
-                            note=note or (remark if passed else ""),
-                        )
+            # Of the formats only `.pt2` has no optional inputs.
+            sets = weightings(weights, share.n_members, number, has_default=path.suffix != ".pt2")
+            for turn, weighting in enumerate(sets):
+                outputs = _run(runner, probe, weighting, shown_as)
+                missing = [name for name in (*file_names, *hidden) if name not in outputs]
+                if missing:
+                    raise MismatchError(
+                        f"'{shown_as}' has no output '{missing[0]}': it returns {', '.join(outputs)}.",
+                        hint=_NOT_ROUNDING,
                     )
+                for entry in emitted:
+                    compared = judge.members(runner, number, probe, entry.output, outputs)
+                    checks += [] if turn else compared.checks
+                    checks += judge.combined(runner, probe, entry, outputs, compared, weighting)
         del runner  # the next one takes as much memory
     return checks
+
+
+def _run(runner: Runner, probe: Probe, weighting: Weighting, shown_as: str) -> dict[str, Array]:
+    where = f"on {runner.provider} at sizes {dict(probe.sizes)}"
+    try:
+        return runner.run(arrays(probe.feed) | weighting.feed)
+    except EnsexportError:
+        raise
+    except Exception as error:
+        if re.search("NOT_IMPLEMENTED|not support", str(error)):
+            raise ArtifactError(
+                f"'{shown_as}' cannot be run {where}: {_describe(error)}",
+                hint="What runs it lacks an operator for this dtype.",
+            ) from error
+        raise MismatchError(
+            f"'{shown_as}' fails {where}, where the members run: {_describe(error)}",
+            hint="Give that dimension a number in --input if this size is not needed.",
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The members' outputs on one probe.
+
+    Attributes:
+        checks: One a member.
+        row: What each should return, in the shape the file has.
+        slack: How far the file's may be from it.
+    """
+
+    checks: list[Check]
+    row: Sequence[Reference]
+    slack: float
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares what an artifact returned with the references."""
+
+    shown_as: str
+    references: Sequence[Sequence[Reference]]
+    share: _Share
+    tolerance: Tolerance
+    source: MemberSource | None
+    own_names: Mapping[str, str]
+    per_member: tuple[str, ...]
+
+    def members(self, runner: Runner, number: int, probe: Probe, name: str, outputs: Mapping[str, Array]) -> _Compared:
+        """Compare the members of one output, one by one."""
+        output, share, checks, slack = outputs[name], self.share, [], 0.0
+        usual = _usual_error(self.references, name)
+        row: Sequence[Reference] = [member[number] for member in self.references]
+        kept = _with_kept_dims(row, name, output, share) if probe.batch == 1 else None
+        row, remark = (row, "") if kept is None else (kept, _DROPPED)
+        compared = _differences(row, name, output, share)
+        for place, (member_index, (difference, problem)) in enumerate(zip(share.members, compared, strict=True)):
+            bound = _bound(self.tolerance, row[place], name, difference.scale, usual)
+            slack = max(slack, bound * difference.scale)
+            passed, note = not problem and difference.max_rel <= bound, ""
+            if not passed and not problem and is_exact(output.dtype) and self.source is not None:
+                own = np.take(output, member_index, min(share.axis, output.ndim - 1))
+                feed = probe.member_feed(member_index, self.per_member)
+                build = partial(self.source.build, member_index)
+                note = explain_integers(build, feed, self.own_names[name], own)
+            judged = Judged(name, difference, bound, problem, note or (remark if passed else ""))
+            checks.append(self._check(runner, probe, judged, row[place].dtype[name], member_index, bool(note)))
+        return _Compared(checks, row, slack)
+
+    def combined(
+        self,
+        runner: Runner,
+        probe: Probe,
+        entry: OutputEmission,
+        outputs: dict[str, Array],
+        compared: _Compared,
+        weighting: Weighting,
+    ) -> Iterator[Check]:
+        """Compare what is made of the members: from the loop's outputs, or where not all are at hand the file's own."""
+        if not entry.combined or any(check.problem for check in compared.checks):
+            return
+        output, dtype, slack = outputs[entry.output], compared.row[0].dtype[entry.output], compared.slack
+        expected = [reference.expected[entry.output] for reference in compared.row]
+        if is_exact(output.dtype) or len(expected) < self.share.n_members:
+            expected, slack = list(np.moveaxis(output, min(self.share.axis, output.ndim - 1), 0)), 0.0
+        for judged in judge_combined(
+            entry,
+            outputs,
+            expected,
+            dtype=dtype,
+            slack=slack,
+            tolerance=self.tolerance,
+            weights=weighting.values,
+        ):
+            yield self._check(runner, probe, judged, dtype, None, False)
+
+    def _check(
+        self, runner: Runner, probe: Probe, judged: Judged, dtype: str, member_index: int | None, explained: bool
+    ) -> Check:
+        return Check(
+            artifact=self.shown_as,
+            provider=runner.provider,
+            optimization=runner.optimization,
+            batch=probe.batch,
+            member_index=member_index,
+            output=judged.name,
+            max_abs=judged.difference.max_abs,
+            max_rel=judged.difference.max_rel,
+            bound=judged.bound,
+            passed=judged.passed or explained,
+            index=judged.difference.index,
+            expected=judged.difference.expected,
+            actual=judged.difference.actual,
+            dtype=dtype,
+            seed=probe.seed,
+            problem=judged.problem,
+            note=judged.note,
+        )
 
 
 @dataclass(frozen=True)
@@ -264,7 +352,7 @@ def raise_on_mismatch(report: ValidationReport, labels: Sequence[str]) -> None:
     others = sum(not check.passed for check in report.checks) - 1
     raise MismatchError(
         f"output '{worst.output}' of '{worst.artifact}' differs from the baseline: {_what(worst)}, at "
-        f"{labels[worst.member_index]}, {_where(worst)}." + (f" {others} other checks failed too." if others else ""),
+        f"{_whose(worst, labels)}, {_where(worst)}." + (f" {others} other checks failed too." if others else ""),
         hint=_ROUNDING if _is_rounding(worst) else _NOT_ROUNDING,
         validation=report.to_dict(),
         member_index=worst.member_index,
@@ -273,6 +361,10 @@ def raise_on_mismatch(report: ValidationReport, labels: Sequence[str]) -> None:
         expected=json_number(worst.expected),
         actual=json_number(worst.actual),
     )
+
+
+def _whose(check: Check, labels: Sequence[str]) -> str:
+    return "all members combined" if check.member_index is None else labels[check.member_index]
 
 
 def _what(check: Check) -> str:

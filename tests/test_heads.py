@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ensexport.batching.engine import BatchedGraph
 from ensexport.combined_reference import combine
 from ensexport.emission import QUANTITIES, OutputEmission
-from ensexport.errors import UsageError
 from ensexport.heads import add_heads
 from ensexport.weighting import MemberWeights
 from tests.batching.runs import Run, batched, fx_run, onnx_run, torchscript_run

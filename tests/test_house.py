@@ -32,7 +32,7 @@ ORDER = (
     ("heads",),
     ("targets",),
     ("probes",),
-    ("references",),
+    ("references", "combined_checks"),
     ("validation",),
     ("artifacts",),
     ("strategies",),

@@ -77,6 +77,11 @@ class BatchedGraph:
         return tuple(node for node in self.graph.nodes if node.op == "placeholder" and "packed" not in node.meta)
 
     @property
+    def weights_input(self) -> fx.Node | None:
+        """The input that holds the members' weights, the last one, if there is one."""
+        return next((node for node in self.inputs if node.meta.get("is_member_weights")), None)
+
+    @property
     def outputs(self) -> tuple[fx.Node, ...]:
         """The output nodes, hidden ones last; as `batch_graph` wrote them in the order of `member.output_names`."""
         return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ from ensexport.spec import artifact_format
 Array = npt.NDArray[np.generic]
 METADATA_KEY = "ensexport"
 METADATA_FILE = "ensexport.json"
+HIDDEN_METHOD = "members"  # of a TorchScript file: returns the hidden outputs
+HIDDEN_NODE = "members_of_{}"  # of a `.pt2` file: the node of a hidden output, by its place among them
 _PROVIDERS = ("cpu", "cuda", "tensorrt")
 _METADATA = {
     "n_members": int,
@@ -43,13 +45,16 @@ class Runner(Protocol):
         """Run on inputs by name (in the file's order) and return outputs by name."""
 
 
-def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, ...]) -> Iterator[Runner]:
+def open_runners(
+    path: Path, *, provider: str = "cpu", output_names: tuple[str, ...], hidden: tuple[str, ...] = ()
+) -> Iterator[Runner]:
     """Load an artifact in every way it will be checked: ONNX with graph optimisation off and on, one after the other.
 
     Args:
         path: The artifact; its suffix tells the format.
         provider: `cpu`, `cuda` or `tensorrt`.
         output_names: Names for formats that return a bare tensor or tuple.
+        hidden: Names of the members' outputs that the file holds and does not return; the runner returns them too.
 
     Raises:
         ArtifactError: The file cannot be loaded.
@@ -61,15 +66,18 @@ def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, 
         raise UsageError(f"unknown provider {provider!r}: expected one of {', '.join(_PROVIDERS)}.")
     kind = artifact_format(path)
     if kind == "onnx":
-        from ensexport.runtime.onnx_runner import OnnxRunner
+        from ensexport.runtime.onnx_runner import HiddenRunner, OnnxRunner
 
         for level in ("disabled", "all"):
-            yield OnnxRunner(path, provider=provider, optimization=level)
+            if hidden:
+                yield HiddenRunner(path, provider=provider, optimization=level, hidden=hidden)
+            else:
+                yield OnnxRunner(path, provider=provider, optimization=level)
         return
     from ensexport.runtime.torch_runner import ExportedRunner, ScriptRunner
 
     runner = ScriptRunner if kind == "torchscript" else ExportedRunner
-    yield runner(path, provider=provider, output_names=output_names)
+    yield runner(path, provider=provider, output_names=output_names, hidden=hidden)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

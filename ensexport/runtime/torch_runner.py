@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from torch import fx
 
 from ensexport.errors import ArtifactError, ProviderError
-from ensexport.runtime.runner import METADATA_FILE, Array
+from ensexport.runtime.runner import HIDDEN_METHOD, HIDDEN_NODE, METADATA_FILE, Array
 
 
 class _TorchRunner:
@@ -22,7 +23,9 @@ class _TorchRunner:
 
     optimization = ""
 
-    def __init__(self, path: Path, *, provider: str, output_names: tuple[str, ...]) -> None:
+    def __init__(
+        self, path: Path, *, provider: str, output_names: tuple[str, ...], hidden: tuple[str, ...] = ()
+    ) -> None:
         self._device = torch.device("cpu" if provider == "cpu" else "cuda")
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise ProviderError(
@@ -31,9 +34,14 @@ class _TorchRunner:
             )
         self.provider = f"torch-{self._device.type}"
         self._names = output_names
+        self._hidden = hidden
         self._program = self._load(path)
 
     def _load(self, path: Path) -> Any:
+        raise NotImplementedError
+
+    def _run_hidden(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The members' outputs that the file does not return."""
         raise NotImplementedError
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -41,13 +49,15 @@ class _TorchRunner:
         tensors = [tensor_from_array(array).to(self._device) for array in feed.values()]
         with torch.no_grad():
             result = self._program(*tensors)
+            hidden = self._run_hidden(tensors) if self._hidden else ()
         results = result if isinstance(result, tuple | list) else (result,)
         if len(results) != len(self._names):
             raise ArtifactError(
                 f"the file returns {len(results)} outputs: expected {len(self._names)} ({', '.join(self._names)}).",
                 hint="Pack again.",
             )
-        return {name: array_from_tensor(value) for name, value in zip(self._names, results, strict=True)}
+        named = zip((*self._names, *self._hidden), (*results, *hidden), strict=True)
+        return {name: array_from_tensor(value) for name, value in named}
 
 
 class ScriptRunner(_TorchRunner):
@@ -61,6 +71,14 @@ class ScriptRunner(_TorchRunner):
             except Exception as error:
                 raise _unreadable("torch.jit.load", path, error) from error
 
+    def _run_hidden(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        method = getattr(self._program, HIDDEN_METHOD, None)
+        if method is None:
+            raise ArtifactError(
+                f"the file has no method '{HIDDEN_METHOD}' to compare its members by.", hint="Pack again."
+            )
+        return tuple(method(*tensors))
+
 
 class ExportedRunner(_TorchRunner):
     """A `.pt2` file."""
@@ -73,6 +91,30 @@ class ExportedRunner(_TorchRunner):
             except Exception as error:
                 raise _unreadable("torch.export.load", path, error) from error
         return module.to(self._device)
+
+    def _run_hidden(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        names = [HIDDEN_NODE.format(index) for index in range(len(self._hidden))]
+        listening = _Listening(self._program, names)
+        listening.run(*tensors)
+        missing = [name for name in names if name not in listening.heard]
+        if missing:
+            raise ArtifactError(f"the file has no node '{missing[0]}' to compare its members by.", hint="Pack again.")
+        return [listening.heard[name] for name in names]
+
+
+class _Listening(fx.Interpreter):
+    """Runs a program and keeps the values of some nodes."""
+
+    def __init__(self, module: fx.GraphModule, names: Sequence[str]) -> None:
+        super().__init__(module)
+        self._names = names
+        self.heard: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._names:
+            self.heard[n.name] = result
+        return result
 
 
 def _unreadable(loader: str, path: Path, error: Exception) -> ArtifactError:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
@@ -44,6 +45,7 @@ from ensexport.targets import (
 from ensexport.targets.onnx_file import OnnxFile, Weight, lay_out, weight_of
 from ensexport.targets.program import build_program
 from ensexport.targets.weight_file import WeightFile, put_all
+from ensexport.weighting import WEIGHTS_INPUT
 
 DEFAULT_OPSET = 20
 MIN_OPSET = 18
@@ -54,7 +56,7 @@ def onnx_model(batched: BatchedGraph, output_names: Sequence[str], *, opset: int
 
     Args:
         batched: The graph.
-        output_names: Names of the outputs, in order.
+        output_names: Names of the outputs, in order, hidden ones last: those stay values of that name in the graph.
         opset: ONNX opset version; None for `DEFAULT_OPSET`, which ONNX Runtime 1.19 and later run.
 
     Raises:
@@ -70,11 +72,26 @@ def onnx_model(batched: BatchedGraph, output_names: Sequence[str], *, opset: int
         )
     with batched.member.fake_mode:
         fakes = {w.name: torch.empty(w.shape(batched.n_members), dtype=w.dtype) for w in batched.weights.packed}
-    model = _exported(build_program(batched, fakes), wanted)
+    model = _exported(build_program(batched, fakes, with_hidden=True), wanted)
     names = [spec.name for spec in batched.member.specs]
+    names += [] if batched.weights_input is None else [WEIGHTS_INPUT]
     _cleaned(model, names, output_names, batched.member.symbols)
     _check_dims(model, batched.member.specs)
+    del model.graph.outputs[len(model.graph.outputs) - batched.n_hidden :]
+    if batched.weights_input is not None:
+        _make_optional(model, batched.n_members)
     return model
+
+
+def _make_optional(model: ir.Model, n_members: int) -> None:
+    """Give the input `member_weights` a default: an initializer of the same name.
+
+    Source: ONNX IR, "Graphs": an initializer that is also an input is its default value
+    (https://github.com/onnx/onnx/blob/main/docs/IR.md).
+    """
+    value = next(value for value in model.graph.inputs if value.name == WEIGHTS_INPUT)
+    value.const_value = ir.tensor(np.ones(n_members, np.float32), name=WEIGHTS_INPUT)
+    model.graph.initializers[WEIGHTS_INPUT] = value
 
 
 def member_onnx_model(member: MemberGraph, output_names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
@@ -177,7 +194,7 @@ def write_onnx(model: ir.Model, path: Path, weights: Mapping[str, torch.Tensor],
 
 
 def _check_dims(model: ir.Model, specs: tuple[TensorSpec, ...]) -> None:
-    for spec, value in zip(specs, model.graph.inputs, strict=True):
+    for spec, value in zip(specs, model.graph.inputs, strict=False):
         assert value.shape is not None
         names = {str(dim) for dim in value.shape if not isinstance(dim, int)}
         frozen = [dim for dim in spec.dim_names if dim not in names]

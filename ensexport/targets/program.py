@@ -20,19 +20,23 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from ensexport.batching.engine import BatchedGraph
+from ensexport.runtime.runner import HIDDEN_NODE
 
 
-def build_program(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) -> ExportedProgram:
+def build_program(
+    batched: BatchedGraph, weights: Mapping[str, torch.Tensor], *, with_hidden: bool = False
+) -> ExportedProgram:
     """Return the batched graph as an exported program.
 
     Args:
         batched: The graph; it is copied, not changed.
         weights: The packed initializers by name, real or fake.
+        with_hidden: Return the hidden outputs too, last; else they are nodes that are called as `HIDDEN_NODE` says.
 
     Returns:
         A program that takes the user inputs by position and returns one tensor, or a tuple.
     """
-    graph = _copy(batched.graph)
+    graph = _copy(batched.graph, 0 if with_hidden else batched.n_hidden)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs: list[InputSpec] = []
     state: dict[str, Any] = {}
@@ -73,8 +77,11 @@ def _is_float(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _copy(source: fx.Graph) -> fx.Graph:
-    """Copy a graph; outputs that are one and the same node, or an input, get a node of their own."""
+def _copy(source: fx.Graph, n_hidden: int) -> fx.Graph:
+    """Copy a graph; outputs that are one and the same node, or an input, get a node of their own.
+
+    The last `n_hidden` are nodes of a known name then, and no outputs.
+    """
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     results = graph.graph_copy(source, mapping)
@@ -87,8 +94,11 @@ def _copy(source: fx.Graph) -> fx.Graph:
             own.append(copy)
         else:
             own.append(node)
-    graph.output(tuple(own))
-    graph.output_node().meta["val"] = tuple(node.meta["val"] for node in own)
+    shown = own[: len(own) - n_hidden]
+    for index, node in enumerate(own[len(shown) :]):
+        node._rename(HIDDEN_NODE.format(index))
+    graph.output(tuple(shown))
+    graph.output_node().meta["val"] = tuple(node.meta["val"] for node in shown)
     for node in graph.nodes:
         if node.target is operator.getitem:
             node.meta.setdefault("val", node.args[0].meta["val"][node.args[1]])

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ensexport.batching.engine import BatchedGraph
 from ensexport.errors import ExportError
+from ensexport.runtime.runner import HIDDEN_METHOD
 
 aten = torch.ops.aten
 
@@ -43,6 +44,8 @@ def torchscript_bytes(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.script points to torch.export, which is where this came from
             scripted = torch.jit.script(module)
+            if batched.n_hidden or batched.weights_input is not None:
+                scripted = _with_methods(scripted, batched)
     except (RuntimeError, NotImplementedError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise ExportError(
@@ -53,6 +56,39 @@ def torchscript_bytes(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]
         warnings.simplefilter("ignore")
         torch.jit.save(scripted, buffer, _extra_files=dict(metadata))
     return buffer.getvalue()
+
+
+class _File(nn.Module):
+    """What a file with combined outputs is: the graph, and how it is called."""
+
+    def __init__(self, graph: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+
+def _with_methods(scripted: torch.jit.ScriptModule, batched: BatchedGraph) -> torch.jit.ScriptModule:
+    """The graph behind `forward`, which returns what was asked for, and a method that returns the members behind it.
+
+    `member_weights` is the last argument of both, and may be left out.
+    """
+    inputs = [node.name for node in batched.inputs]
+    arguments, lines = list(inputs), []
+    if batched.weights_input is not None:
+        name = inputs[-1]
+        arguments[-1] = f"{name}: Optional[Tensor] = None"
+        ones = f"torch.ones([{batched.n_members}], device={inputs[0]}.device)"
+        lines.append(f"    {name} = {ones} if {name} is None else {name}")
+    lines.append(f"    results = self.graph({', '.join(inputs)})")
+    results = [f"results[{index}]" for index in range(len(batched.outputs))]
+    shown = results[: len(results) - batched.n_hidden]
+    returned = {"forward": shown[0] if len(shown) == 1 else ", ".join(shown)}
+    if batched.n_hidden:
+        returned[HIDDEN_METHOD] = "(" + ", ".join(results[len(shown) :]) + ",)"
+    file = torch.jit.script(_File(scripted))
+    for method, values in returned.items():
+        head = f"def {method}(self, {', '.join(arguments)}):"
+        file.define("\n".join([head, *lines, f"    return {values}", ""]))
+    return file
 
 
 def _scriptable(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) -> fx.GraphModule:
