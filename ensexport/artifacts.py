@@ -16,6 +16,7 @@ from ensexport.batching.engine import BatchedGraph
 from ensexport.batching.examples import ValueRange
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.clock import Clock
+from ensexport.emission import OutputEmission, formulas, names_of, to_json
 from ensexport.members import Members, weights_digest
 from ensexport.resources import check_disk
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
@@ -25,10 +26,15 @@ from ensexport.staging import writing
 from ensexport.targets.onnx_file import OnnxFile, weight_of
 from ensexport.targets.weight_file import WeightFile, fill, make_scratch
 from ensexport.version import __version__
+from ensexport.weighting import MemberWeights
 
 
 def make_metadata(
-    ensemble: Ensemble | Members, batched: BatchedGraph, names: Sequence[str], ranges: Mapping[str, ValueRange]
+    ensemble: Ensemble | Members,
+    batched: BatchedGraph,
+    emitted: Sequence[OutputEmission],
+    ranges: Mapping[str, ValueRange],
+    weights: MemberWeights | None = None,
 ) -> dict[str, Any]:
     """What an artifact says of itself. No absolute paths: the bytes must not depend on where it was packed."""
     member: MemberGraph = batched.member
@@ -38,8 +44,10 @@ def make_metadata(
         "member_axis": batched.member_axis,
         "inputs": [str(spec) for spec in member.specs],
         "per_member": list(batched.per_member),
-        "outputs": list(names),
-        "emit": ["members"],
+        "outputs": list(names_of(emitted)),
+        "emit": to_json(emitted),
+        "formulas": formulas(emitted),
+        "member_weights": None if weights is None else weights.to_json(),
         "dims": {name: list(bounds) for name, bounds in sorted(member.dim_ranges.items())},
         "ranges": {name: values.to_json() for name, values in sorted(ranges.items())},
         "strategy": batched.plan.strategy,
@@ -127,7 +135,7 @@ def write_artifacts(
         batched: The graph.
         states: The members' parameters and buffers by name, read one member at a time.
         metadata: What the files say of themselves.
-        names: Names of the outputs.
+        names: Names of the outputs, hidden ones last.
         opset: ONNX opset version; None for the default.
         scratch: A file that may be made meanwhile, beside the staged ones; the caller removes it.
         clock: Is told of the stages.

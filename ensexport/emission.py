@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ensexport.errors import UsageError
+from ensexport.errors import ArtifactError, UsageError
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,16 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def names_of(emitted: Iterable[OutputEmission]) -> tuple[str, ...]:
+    """Names of the file's outputs, in order."""
+    return tuple(name for entry in emitted for name in entry.file_names)
+
+
+def hidden_of(emitted: Iterable[OutputEmission]) -> tuple[str, ...]:
+    """Names of the members' outputs that the file holds and does not return."""
+    return tuple(entry.output for entry in emitted if entry.is_hidden)
+
+
 def formulas(emitted: Iterable[OutputEmission]) -> dict[str, str]:
     """File name -> formula, for the file's metadata."""
     return {
@@ -211,3 +221,31 @@ def formulas(emitted: Iterable[OutputEmission]) -> dict[str, str]:
 def to_json(emitted: Iterable[OutputEmission]) -> list[dict[str, object]]:
     """What the file's metadata says of its outputs."""
     return [{"output": entry.output, "names": list(entry.names), "class_axis": entry.class_axis} for entry in emitted]
+
+
+def from_json(emit: object, outputs: Sequence[str]) -> tuple[OutputEmission, ...]:
+    """Read what a file's metadata says of its outputs.
+
+    Args:
+        emit: The inverse of `to_json`; a file that says nothing, or `["members"]`, returns the members.
+        outputs: Names of the file's outputs.
+
+    Raises:
+        ArtifactError: It has another form, or names other outputs.
+    """
+    if emit in (None, [MEMBERS]):
+        return tuple(OutputEmission(name) for name in outputs)
+    try:
+        entries = [emit] if isinstance(emit, dict) else list(emit)  # type: ignore[call-overload]
+        emitted = tuple(
+            OutputEmission(str(entry["output"]), tuple(entry["names"]), int(entry["class_axis"])) for entry in entries
+        )
+        unknown = [name for entry in emitted for name in entry.names if name not in QUANTITIES]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError("cannot read 'emit' in the file's ensexport metadata.", hint="Pack again.") from error
+    if unknown or [name for entry in emitted for name in entry.file_names] != list(outputs):
+        raise ArtifactError(
+            f"the file's ensexport metadata says of its outputs {', '.join(outputs)} that they are {emit!r}.",
+            hint="Give a file that ensexport packed.",
+        )
+    return emitted

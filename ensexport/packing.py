@@ -9,6 +9,7 @@ from typing import Any
 
 from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.clock import Clock, OnStage
+from ensexport.emission import ALL_MEMBERS_ONLY, Emission
 from ensexport.estimates import Estimate
 from ensexport.members import Members, load_members
 from ensexport.members.inspection import Inspection, inspect_members
@@ -18,6 +19,7 @@ from ensexport.pipeline import ExportReport, export
 from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES
+from ensexport.weighting import MemberWeights
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def pack(
     strategy: str = "auto",
     tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
+    emission: Emission = ALL_MEMBERS_ONLY,
+    weights: MemberWeights | None = None,
     tolerance: Tolerance | None = None,
     choice: MemberChoice = ALL_MEMBERS,
     force: bool = False,
@@ -107,6 +111,8 @@ def pack(
         strategy: `auto`, `stacked`, `unrolled` or `tune`, as for `export`.
         tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs.
+        emission: What the outputs become, as for `export`.
+        weights: How much each member counts in what is combined, as for `export`.
         tolerance: The bound.
         choice: The members to compare with the loop, as for `export`.
         force: Replace files that exist.
@@ -151,6 +157,8 @@ def pack(
         strategy=strategy,
         tune_batches=tune_batches,
         output_names=output_names,
+        emission=emission,
+        weights=weights,
         tolerance=tolerance,
         choice=choice,
         force=force,

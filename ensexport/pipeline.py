@@ -19,8 +19,10 @@ from ensexport.batching.rule_sets import rule_set
 from ensexport.choice import ALL_MEMBERS, MemberChoice, describe_choice
 from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
+from ensexport.emission import ALL_MEMBERS_ONLY, Emission, OutputEmission, hidden_of, names_of
 from ensexport.errors import ArtifactError, ExportError, UsageError
 from ensexport.estimates import Estimate, estimate
+from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
 from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes
@@ -44,6 +46,7 @@ from ensexport.stacking.state import named_tensors
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES, Candidates, graph_options, tuned
 from ensexport.validation import check_artifact, raise_on_mismatch
+from ensexport.weighting import MemberWeights
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def export(
     strategy: str = "auto",
     tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
+    emission: Emission = ALL_MEMBERS_ONLY,
+    weights: MemberWeights | None = None,
     tolerance: Tolerance | None = None,
     force: bool = False,
     batches: Sequence[int] = BATCHES,
@@ -109,6 +114,9 @@ def export(
             writes N branches; `tune` times these and more and keeps the fastest.
         tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs, in order.
+        emission: What the outputs become: the members as they are, or what `parse_emission("probs,entropy")` says.
+        weights: How much each member counts in what is combined: `MemberWeights((0.5, 0.3, 0.2))`, or
+            `MemberWeights()` for an input `member_weights`; by default all count alike.
         tolerance: The bound; the default is described at `Tolerance`.
         force: Replace files that exist.
         batches: Batch sizes to compare at.
@@ -147,6 +155,7 @@ def export(
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
             source = _captured(ensemble, specs, per_member, output_names)
+        emitted = emission.resolve(source.names)
         with clock.stage("batch"):
             batch = functools.partial(
                 batch_graph,
@@ -168,14 +177,14 @@ def export(
                     outputs=source.names,
                 )
                 batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
-        batched = for_target(batched, target)
+        batched = add_heads(for_target(batched, target), emitted, weights)
         outputs = [Output(kind, staging.path(path), path) for path, kind in zip(targets, formats, strict=True)]
         write_artifacts(
             outputs,
             batched,
             _states(source),
-            make_metadata(ensemble, batched, source.names, source.ranges) | _chosen(choice, len(ensemble)),
-            source.names,
+            make_metadata(ensemble, batched, emitted, source.ranges, weights) | _chosen(choice, len(ensemble)),
+            (*names_of(emitted), *hidden_of(emitted)),
             opset,
             scratch=staging.scratch(targets[0]),
             clock=clock,
@@ -183,7 +192,9 @@ def export(
         with clock.stage("validate"):
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
-            report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, choice, clock)
+            report, notes = _proven(
+                source, staged, provider, member_axis, bound, batches, seeds, choice, clock, emitted, weights
+            )
         with clock.stage("digest"):
             artifacts = tuple(_described(outputs, clock))
         with clock.stage("write"):
@@ -341,6 +352,8 @@ def _proven(
     seeds: Sequence[int],
     choice: MemberChoice,
     clock: Clock,
+    emitted: Sequence[OutputEmission],
+    weights: MemberWeights | None,
 ) -> tuple[ValidationReport, tuple[str, ...]]:
     """Compare every file with the loop; returns the report and what the user should know of it."""
     chosen = choice.indices(len(source.ensemble))
@@ -377,6 +390,8 @@ def _proven(
                 per_member=source.per_member,
                 members=chosen,
                 n_members=len(source.ensemble),
+                emitted=emitted,
+                weights=weights,
             )
         except ArtifactError as error:
             others = sorted(FORMAT_BY_SUFFIX.keys() - {path.suffix})

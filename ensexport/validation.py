@@ -25,7 +25,7 @@ from ensexport.batching.examples import find_example, integer_inputs, range_from
 from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.combined_checks import Judged, Weighting, judge_combined, weightings
 from ensexport.compare import Array, Difference, compare_members, is_exact
-from ensexport.emission import OutputEmission
+from ensexport.emission import OutputEmission, from_json, hidden_of, names_of
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, UsageError
 from ensexport.members import Members
 from ensexport.probes import BATCHES, SEEDS, Probe, find_probes
@@ -81,8 +81,7 @@ def check_artifact(
         ArtifactError, ProviderError, OpsetError: The file cannot be loaded and run.
     """
     emitted = [OutputEmission(name) for name in output_names] if emitted is None else emitted
-    file_names = tuple(name for entry in emitted for name in entry.file_names)
-    hidden = tuple(entry.output for entry in emitted if entry.is_hidden)
+    file_names, hidden = names_of(emitted), hidden_of(emitted)
     chosen = list(range(len(references)) if members is None else members)
     share = _Share(tuple(chosen), n_members or len(chosen), member_axis)
     own_names = dict(zip(output_names, member_names or output_names, strict=True))
@@ -429,11 +428,12 @@ def validate(
         )
     specs: tuple[TensorSpec, ...] = parse_inputs(metadata["inputs"])
     per_member = tuple(metadata["per_member"])
+    emitted = from_json(metadata.get("emit"), metadata["outputs"])
+    outputs = [entry.output for entry in emitted]
     example = find_example(members.build(0), specs)
-    if len(example.outputs) != len(metadata["outputs"]):
+    if len(example.outputs) != len(outputs):
         raise ArtifactError(
-            f"'{artifact}' has the outputs {', '.join(metadata['outputs'])}, and the model returns "
-            f"{', '.join(example.outputs)}.",
+            f"'{artifact}' has the outputs {', '.join(outputs)}, and the model returns {', '.join(example.outputs)}.",
             hint="Give the architecture that was packed.",
         )
     ranges = {name: range_from_json(values) for name, values in metadata.get("ranges", {}).items()}
@@ -449,7 +449,7 @@ def validate(
         seeds=seeds,
     )
     probes = found.probes
-    names = dict(zip(example.outputs, metadata["outputs"], strict=True))
+    names = dict(zip(example.outputs, outputs, strict=True))
     chosen = choice.indices(len(members))
     if not chosen:
         raise UsageError(f"no member is chosen ({choice.text!r}): expected at least one to compare.")
@@ -464,7 +464,7 @@ def validate(
                 str(artifact),
                 references,
                 probes,
-                output_names=metadata["outputs"],
+                output_names=outputs,
                 tolerance=tolerance or Tolerance(),
                 provider=provider,
                 member_axis=metadata["member_axis"],
@@ -473,6 +473,8 @@ def validate(
                 per_member=per_member,
                 members=chosen,
                 n_members=len(members),
+                emitted=emitted,
+                weights=MemberWeights.from_json(metadata.get("member_weights")),
             )
         ),
         integer_inputs(specs, ranges),
