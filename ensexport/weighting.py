@@ -66,10 +66,14 @@ class MemberWeights:
         return cls() if isinstance(value, str) else cls(tuple(float(number) for number in value))
 
 
-def parse_member_weights(text: str | Sequence[float]) -> MemberWeights:
+def parse_member_weights(text: str | Sequence[float], folder: Path = Path()) -> MemberWeights:
     """Read `input`, a list such as `0.5,0.3,0.2`, or a file that holds one.
 
     A file has numbers between commas, white space or line ends; a JSON list is one.
+
+    Args:
+        text: The text, or the numbers themselves.
+        folder: Where a relative path begins.
 
     Raises:
         UsageError: It is none of these.
@@ -82,7 +86,7 @@ def parse_member_weights(text: str | Sequence[float]) -> MemberWeights:
     if numbers is not None:
         return MemberWeights(numbers)
     try:
-        content = Path(text).read_text(encoding="utf-8")
+        content = (folder / text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"cannot read --member-weights {text!r}: {_FORM}.", hint="Is it a text file?") from error
     numbers = _numbers(content)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ensexport.emission import help_text
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,7 +79,22 @@ per_member = click.option(
     help="This input has one slice a member, (N, B, ...). Repeat for more.",
 )
 emit = click.option(
-    "--emit", metavar="LIST", help="What each output becomes: `members` (default, and all there is so far)."
+    "--emit",
+    multiple=True,
+    metavar="LIST",
+    help="What each output becomes, names out of the table below; OUTPUT=LIST for one of several. Default: members.",
+)
+class_axis = click.option(
+    "--class-axis",
+    multiple=True,
+    metavar="AXIS",
+    help="Where the classes stand in one member's output, OUTPUT=AXIS for one of several. Default: -1, the last.",
+)
+member_weights = click.option(
+    "--member-weights",
+    metavar="input|FILE|LIST",
+    help="How much each member counts in what is combined: an input `member_weights` of the file, or numbers that are "
+    "baked in. 0 leaves a member out. Default: all alike.",
 )
 member_axis = click.option(
     "--member-axis",
@@ -129,6 +146,14 @@ def apply(*options: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def emit_table() -> str:
+    """The end of the help of a command that takes `--emit`: the names and their formulas."""
+    return (
+        "\b\nNames for --emit, of the members' outputs y_k with weights w_k that sum to 1 (1/N by default);\n"
+        f"p_k is the softmax of y_k over the class axis:\n{help_text()}"
+    )
 
 
 def example(line: str) -> str:

@@ -20,7 +20,9 @@ from ensexport.staging import Staging
 @click.command(
     "pack",
     short_help="Pack checkpoints into one batched graph and prove it.",
-    epilog=options.example(
+    epilog=options.emit_table()
+    + "\n\n"
+    + options.example(
         'ensexport pack ckpts/ --model model.py:Net --input "x:float32[batch,4]" -o ensemble.onnx -o ensemble.ts'
     ),
 )
@@ -34,6 +36,8 @@ from ensexport.staging import Staging
     options.inputs,
     options.per_member,
     options.emit,
+    options.class_axis,
+    options.member_weights,
     options.member_axis,
     options.opset,
     options.target,

@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from ensexport.choice import MemberChoice, parse_choice
+from ensexport.emission import parse_emission
 from ensexport.errors import ConfigError, UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
 from ensexport.members.selection import Selection
 from ensexport.members.trust import Trust
 from ensexport.members.wording import quote_path
 from ensexport.spec import Tolerance, parse_inputs
+from ensexport.weighting import MemberWeights, parse_member_weights
 
 _PROVIDERS = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "tensorrt", "portable": "cpu"}
 
@@ -40,6 +42,7 @@ class Settings:
         given = {name: value for name, value in named.items() if not (value is None or value is False or value == [])}
         self.values: dict[str, Any] = {**(config.values if config else {}), **given}
         self.base_dir = config.path.parent if config and "model" not in given else None
+        self._files_dir = config.path.parent if config and "member-weights" not in given else Path()
         if isinstance(self.values.get("model-args"), str):
             self.values["model-args"] = parse_model_args(self.values["model-args"])
         if config is not None:
@@ -89,9 +92,6 @@ class Settings:
         Raises:
             UsageError: One is missing, malformed, or asks for what this version does not do.
         """
-        emit = _texts(self.values.get("emit", "members"))
-        if emit != ["members"]:
-            raise UsageError(f"unknown --emit {', '.join(map(repr, emit))}: expected 'members', all there is so far.")
         names = _texts(self.values.get("output-names", []))
         if not all(names):
             raise UsageError(f"cannot read --output-names {self.values['output-names']!r}: a name is empty.")
@@ -106,6 +106,8 @@ class Settings:
             "strategy": self.values.get("strategy", "auto"),
             "tune_batches": self._tune_batches(),
             "output_names": names or None,
+            "emission": parse_emission(self.values.get("emit", ()), self.values.get("class-axis", ())),
+            "weights": self._weights(),
             "tolerance": self.tolerance,
             "choice": self.choice,
         }
@@ -118,6 +120,10 @@ class Settings:
             UsageError: `--validate-members` cannot be read.
         """
         return parse_choice(str(self.values.get("validate-members", "all")))
+
+    def _weights(self) -> MemberWeights | None:
+        given = self.values.get("member-weights")
+        return None if given is None else parse_member_weights(given, self._files_dir)
 
     def _tune_batches(self) -> list[int]:
         given = self.values.get("tune-batch", "1,8")

@@ -208,6 +208,26 @@ def _integers_or_commas(value: object) -> object:
     return value
 
 
+def _emit(value: object) -> object:
+    """`logits=probs,entropy` is one text, not two."""
+    return [value] if isinstance(value, str) and "=" in value else _texts_or_commas(value)
+
+
+def _axes(value: object) -> object:
+    axes = value if isinstance(value, list) else [value]
+    if not all(type(axis) in (int, str) for axis in axes):
+        raise ValueError
+    return axes
+
+
+def _weights(value: object) -> object:
+    if not isinstance(value, str) and not (
+        isinstance(value, list) and value and all(type(number) in (int, float) for number in value)
+    ):
+        raise ValueError
+    return value
+
+
 _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "model": ("a string", _text),
     "model-args": ("a table or a JSON object in a string", _table_or_json),
@@ -217,7 +237,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "allow-nonfinite": _one_of(True, False),
     "inputs": ("a list of strings", _texts),
     "per-member": ("a list of strings", _texts),
-    "emit": ("a list of strings or a comma-separated string", _texts_or_commas),
+    "emit": ("a list of strings or a comma-separated string", _emit),
+    "class-axis": ("an integer, a string or a list of these", _axes),
+    "member-weights": ("a string or a list of numbers", _weights),
     "member-axis": _one_of(0, 1),
     "dtype": _one_of("float32", "float16", "bfloat16"),
     "opset": ("a positive integer", _opset),

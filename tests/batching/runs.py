@@ -62,10 +62,10 @@ def onnx_run(graph: BatchedGraph, weights: dict[str, Tensor], folder: Path) -> R
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = [value.name for value in session.get_inputs()]
+    inputs = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=False)}
         return [torch.from_numpy(array) for array in session.run(None, feed)]
 
     return run

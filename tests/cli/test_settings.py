@@ -112,10 +112,24 @@ def test_the_batch_sizes_of_tune_may_be_a_list(project):
         settings(SETTINGS, {"tune_batch": "0"}).packing()
 
 
-def test_an_emit_that_is_not_there_yet(project):
-    merged = settings(SETTINGS, {"emit": "members,mean"})
-    with pytest.raises(UsageError, match="unknown --emit 'members', 'mean': expected 'members'"):
-        merged.packing()
+def test_emit_is_read_alike_from_the_command_line_and_the_file(project):
+    typed = settings(SETTINGS, {"emit": ("probs,vote", "aux=mean"), "class_axis": ("1",)}).packing()["emission"]
+    for text in ('emit = ["probs", "vote", "aux=mean"]', 'emit = ["probs, vote", "aux = mean"]'):
+        assert settings(f"{text}\nclass-axis = 1\n" + SETTINGS).packing()["emission"] == typed
+    assert typed.names == ("probs", "vote")
+    assert typed.by_output == {"aux": ("mean",)}
+    one = settings('emit = "aux=mean,var"\n' + SETTINGS).packing()["emission"]
+    assert one.by_output == {"aux": ("mean", "var")}
+    with pytest.raises(UsageError, match="unknown name 'avg' in --emit 'avg'"):
+        settings(SETTINGS, {"emit": ("avg",)}).packing()
+
+
+def test_member_weights_of_the_file_lie_beside_it(project):
+    assert settings(SETTINGS).packing()["weights"] is None
+    assert settings("member-weights = [1, 0.5]\n" + SETTINGS).packing()["weights"].values == (1.0, 0.5)
+    assert settings(SETTINGS, {"member_weights": "input"}).packing()["weights"].is_input
+    with pytest.raises(UsageError, match="cannot read --member-weights 'nowhere.txt'"):
+        settings('member-weights = "nowhere.txt"\n' + SETTINGS).packing()
 
 
 def test_an_empty_output_name(project):

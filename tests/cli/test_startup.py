@@ -31,7 +31,7 @@ CASES = {
     "unknown-suffix": (["pack", "ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.tflite"], 2, "'.tflite'"),
     "bad-input": (["pack", "ckpts", "--model", "model.py:Net", "--input", "x[4]", "-o", "e.onnx"], 2, "NAME:DTYPE"),
     "no-input": (["pack", "ckpts", "--model", "model.py:Net", "-o", "e.onnx"], 2, "--input"),
-    "unknown-emit": (["pack", "ckpts", "--model", "m.py:N", "--input", X, "--emit", "mean", "-o", "e.ts"], 2, "'mean'"),
+    "unknown-emit": (["pack", "ckpts", "--model", "m.py:N", "--input", X, "--emit", "avg", "-o", "e.ts"], 2, "'avg'"),
     "no-model": (["pack", "ckpts", "--input", X, "-o", "e.onnx"], 2, "--model"),
     "bad-model-args": (["pack", "ckpts", "--model", "m.py:N", "--model-args", "{", "-o", "e.onnx"], 2, "'{'"),
     "validate-no-model": (["validate", "e.onnx", "ckpts"], 2, "--model"),
