@@ -77,7 +77,7 @@ def judge_combined(
         note = ""
         if name == "vote":
             nearest = _nearest_vote(actual, members, entry.class_axis, weights, slack)
-            ties = int((np.abs(nearest - expected) > Tolerance.FLOORS.get(dtype, 0.0)).sum())
+            ties = int((np.abs(nearest - expected.astype(np.float64)) > Tolerance.FLOORS.get(dtype, 0.0)).sum())
             note = f"{ties} of {expected.size} shares of votes differ where two classes are equal but for rounding"
             expected, note = (nearest, note) if ties else (expected, "")
         difference = compare_arrays(expected, actual)
@@ -89,7 +89,7 @@ def _in_range(expected: Array, dtype: str) -> Array:
     """What is beyond the largest number of the dtype is infinite in it."""
     if is_exact(expected.dtype):
         return expected
-    largest = float(ml_dtypes.finfo(dtype).max)
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     return np.where(np.abs(expected) > largest, np.copysign(np.inf, expected), expected)
 
 
@@ -170,9 +170,9 @@ def weightings(weights: MemberWeights | None, n_members: int, number: int, *, ha
     """
     if weights is None or weights.values is not None:
         return [Weighting(None if weights is None else weights.values, {})]
-    ones = {} if has_default else {WEIGHTS_INPUT: np.ones(n_members, np.float32)}
+    ones: dict[str, Array] = {} if has_default else {WEIGHTS_INPUT: np.ones(n_members, np.float32)}
     if number > 1:
         return [Weighting(None, ones)]
-    drawn = np.random.default_rng(number).integers(1, 5, n_members).astype(np.float32)
+    drawn: Array = np.random.default_rng(number).integers(1, 5, n_members).astype(np.float32)
     drawn[number % n_members] = 0 if n_members > 1 else 1
     return [Weighting(None, ones), Weighting(tuple(map(float, drawn)), {WEIGHTS_INPUT: drawn})]

@@ -32,7 +32,7 @@ def combine(
     """
     given = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
     kept = np.flatnonzero(given > 0)
-    values = np.stack([np.asarray(members[index]) for index in kept])
+    values = np.stack([np.asarray(members[int(index)]) for index in kept])
     if name in ("min", "max") and values.dtype.kind in "iu":
         return np.asarray(values.min(0) if name == "min" else values.max(0))
     shares = given[kept] / given[kept].sum()

@@ -164,7 +164,8 @@ def _showing(path: Path, shown: Sequence[str], options: ort.SessionOptions) -> b
     for name in shown:
         more.graph.output.add().name = name  # ONNX Runtime infers the type
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
-    return path.read_bytes() + more.SerializeToString()
+    added: bytes = more.SerializeToString()
+    return path.read_bytes() + added
 
 
 def tf32_options(provider: str, *, tf32: bool) -> dict[str, str]:

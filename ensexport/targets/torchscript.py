@@ -43,7 +43,7 @@ def torchscript_bytes(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.script points to torch.export, which is where this came from
-            scripted = torch.jit.script(module)
+            scripted: torch.jit.ScriptModule = torch.jit.script(module)
             if batched.n_hidden or batched.weights_input is not None:
                 scripted = _with_methods(scripted, batched)
     except (RuntimeError, NotImplementedError) as error:

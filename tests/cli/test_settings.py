@@ -128,8 +128,8 @@ def test_member_weights_of_the_file_lie_beside_it(project):
     assert settings(SETTINGS).packing()["weights"] is None
     assert settings("member-weights = [1, 0.5]\n" + SETTINGS).packing()["weights"].values == (1.0, 0.5)
     assert settings(SETTINGS, {"member_weights": "input"}).packing()["weights"].is_input
-    with pytest.raises(UsageError, match="cannot read --member-weights 'nowhere.txt'"):
-        settings('member-weights = "nowhere.txt"\n' + SETTINGS).packing()
+    with pytest.raises(UsageError, match="cannot read --member-weights 'nowhere'"):
+        settings('member-weights = "nowhere"\n' + SETTINGS).packing()
 
 
 def test_an_empty_output_name(project):
