@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from ensexport.emission import QUANTITIES, Emission, OutputEmission, formulas, parse_emission
-from ensexport.errors import UsageError
+from ensexport.emission import QUANTITIES, Emission, OutputEmission, formulas, from_json, parse_emission, to_json
+from ensexport.errors import ArtifactError, UsageError
 
 NAMES = (
     "members", "mean", "var", "std", "min", "max", "median",
@@ -80,3 +83,26 @@ def test_bad_lists(emit, axis, fact):
 def test_outputs_that_are_not_there(emission, outputs, fact):
     with pytest.raises(UsageError, match=fact):
         emission.resolve(outputs)
+
+
+def test_the_formulas_are_those_of_the_documentation():
+    text = (Path(__file__).parent.parent / "docs" / "outputs.md").read_text()
+    rows = re.findall(r"^\| `y(?:\.(\w+))?` \| `(.+)` \| `(.+)` \|$", text, re.MULTILINE)
+    assert [(name or "members", formula, shape) for name, formula, shape in rows] == [
+        (name, quantity.formula, quantity.shape) for name, quantity in QUANTITIES.items()
+    ]
+
+
+@pytest.mark.parametrize("emit", [None, ["members"]], ids=["nothing", "members"])
+def test_metadata_of_older_files_means_members(emit):
+    assert from_json(emit, ["a", "b"]) == (OutputEmission("a"), OutputEmission("b"))
+
+
+def test_metadata_is_read_back():
+    emitted = parse_emission(["a=probs,members", "mean"], "a=1").resolve(["a", "b"])
+    names = ["a.probs", "a", "b.mean"]
+    assert from_json(to_json(emitted), names) == emitted
+    with pytest.raises(ArtifactError, match=r"says of its outputs a[.]probs, a that they are"):
+        from_json(to_json(emitted), names[:2])
+    with pytest.raises(ArtifactError, match="cannot read 'emit'"):
+        from_json([{"output": "a"}], names)
