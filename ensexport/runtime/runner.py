@@ -61,10 +61,10 @@ def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, 
         raise UsageError(f"unknown provider {provider!r}: expected one of {', '.join(_PROVIDERS)}.")
     kind = artifact_format(path)
     if kind == "onnx":
-        from ensexport.runtime.onnx_runner import OnnxRunner
+        from ensexport.runtime.onnx_runner import OnnxRunner, options_for
 
         for level in ("disabled", "all"):
-            yield OnnxRunner(path, provider=provider, optimization=level)
+            yield OnnxRunner(path, provider=provider, optimization=level, options=options_for(path))
         return
     from ensexport.runtime.torch_runner import ExportedRunner, ScriptRunner
 
