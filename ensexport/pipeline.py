@@ -42,7 +42,7 @@ from ensexport.spec import (
 )
 from ensexport.stacking import Ensemble
 from ensexport.stacking.baseline import run_member
-from ensexport.stacking.state import named_tensors
+from ensexport.stacking.state import named_tensors, release_tensors
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES, Candidates, graph_options, tuned
 from ensexport.validation import check_artifact, raise_on_mismatch
@@ -175,7 +175,7 @@ def export(
         write_artifacts(
             outputs,
             batched,
-            _states(source),
+            _States(source),
             make_metadata(ensemble, batched, source.names, source.ranges) | _chosen(choice, len(ensemble)),
             source.names,
             opset,
@@ -275,6 +275,7 @@ def _captured(
     ranges, notes = accepted_ranges(module, member, example)
     names = _output_names(output_names, tuple(example.outputs), specs)
     member.forget_weights()
+    release_tensors(module)
     return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
 
 
@@ -286,13 +287,21 @@ def _member_bytes(ensemble: Ensemble | Members) -> int:
     return sum(tensor.nbytes for tensor in tensors.values()) // len(ensemble)
 
 
-def _states(source: _Source) -> Iterator[Mapping[str, torch.Tensor]]:
-    """The members' tensors, one member at a time."""
-    for member_index in range(len(source.ensemble)):
-        module = source.ensemble.build(member_index)
-        if source.fills_buffers:  # on the first call, as member 0 was captured after it
-            run_member(module, source.example.feed)
-        yield named_tensors(module)
+@dataclass(frozen=True)
+class _States:
+    """The members' tensors, one member in memory at a time."""
+
+    source: _Source
+
+    def __len__(self) -> int:
+        return len(self.source.ensemble)
+
+    def visit(self, member_index: int, use: Callable[[Mapping[str, torch.Tensor]], None]) -> None:
+        module = self.source.ensemble.build(member_index)
+        if self.source.fills_buffers:  # on the first call, as member 0 was captured after it
+            run_member(module, self.source.example.feed)
+        use(named_tensors(module))
+        release_tensors(module)
 
 
 def _equal_in_all(source: _Source) -> frozenset[str]:
@@ -302,8 +311,9 @@ def _equal_in_all(source: _Source) -> frozenset[str]:
         if known is not None:
             return known
     equal = EqualTensors()
-    for state in _states(source):
-        equal.add(state)
+    states = _States(source)
+    for member_index in range(len(states)):
+        states.visit(member_index, equal.add)
     return equal.names
 
 
@@ -328,7 +338,7 @@ class _TuneFiles:
         write_artifacts(
             [Output(self.kind, path, path)],
             for_target(graph, self.target),
-            _states(self.source),
+            _States(self.source),
             {},
             self.source.names,
             self.opset,
@@ -365,8 +375,9 @@ def _proven(
     if not chosen:
         return ValidationReport((), {}, ()), (_UNPROVEN,)
     batches, left_out = batches_that_fit(batches, source.activation_bytes)
+    module = source.ensemble.build(0)
     found = find_probes(
-        source.ensemble.build(0),
+        module,
         source.specs,
         source.per_member,
         len(source.ensemble),
@@ -374,6 +385,7 @@ def _proven(
         batches=batches,
         seeds=seeds,
     )
+    release_tensors(module)
     references = reference_outputs(
         source.ensemble, found.probes, source.per_member, members=chosen, on_progress=clock.tell
     )

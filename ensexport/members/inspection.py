@@ -232,6 +232,7 @@ class _Survey:
                     checkpoint.facts,
                 )
             )
+            del state  # before the next one is read
 
     def result(self, skipped: tuple[SkippedFile, ...], warnings: Sequence[str]) -> Inspection:
         """Compare the members with each other."""

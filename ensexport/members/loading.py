@@ -178,6 +178,7 @@ class _Intake:
             self.summaries.append(summarise(state))
             self.equal.add(state)
             self.members.append(replace(member, weights_sha256=digest.result()))
+            del state, digest  # before the next one is read
 
     def raise_problems(self) -> None:
         """Refuse what cannot be told apart, and NaN or Inf unless they are allowed."""

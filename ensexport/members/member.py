@@ -154,7 +154,7 @@ class Members(Sequence[Member]):
         member = self[member_index]
         self._builder = self._builder or Builder(self.architecture)
         try:
-            return self._builder.build(member.state)
+            return self._builder.build(member.read)
         except StackError as error:
             raise StackError(
                 f"cannot build {member.label} with {self.architecture.name!r}: {error.message}",

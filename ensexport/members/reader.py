@@ -79,23 +79,22 @@ class Reader:
     ) -> Iterator[tuple[Member, State]]:
         for number, part in enumerate(parts):
             state = checkpoint.take(part.fitted.state)
-            yield (
-                Member(
-                    index=start + number,
-                    path=str(source.path),
-                    sha256=checkpoint.sha256,
-                    weights_sha256="",
-                    container_key=checkpoint.container_key,
-                    stripped_prefix=part.fitted.stripped_prefix,
-                    shapes=self._shapes(state),
-                    read=functools.partial(self._again, source, checkpoint.sha256, number),
-                    origin=checkpoint.origin,
-                    part=part.index,
-                    weights=checkpoint.weights,
-                    config=checkpoint.config,
-                ),
-                state,
+            member = Member(
+                index=start + number,
+                path=str(source.path),
+                sha256=checkpoint.sha256,
+                weights_sha256="",
+                container_key=checkpoint.container_key,
+                stripped_prefix=part.fitted.stripped_prefix,
+                shapes=self._shapes(state),
+                read=functools.partial(self._again, source, checkpoint.sha256, number),
+                origin=checkpoint.origin,
+                part=part.index,
+                weights=checkpoint.weights,
+                config=checkpoint.config,
             )
+            yield member, state
+            del state  # before the next one is read
 
     def _again(self, source: Source, sha256: str, number: int) -> State:
         """Read a member once more."""

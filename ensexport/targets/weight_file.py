@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,17 @@ from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.members.tensors import raw_bytes
 
 _ALIGNMENT = 64
+State = Mapping[str, torch.Tensor]
+
+
+class States(Protocol):
+    """Members whose tensors can be had one member at a time."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def visit(self, member_index: int, use: Callable[[State], None]) -> None:
+        """Call `use` with a member's parameters and buffers by name; they are gone afterwards."""
 
 
 class WeightFile:
@@ -82,7 +94,7 @@ def make_scratch(path: Path, packed: Sequence[PackedWeight], n_members: int) -> 
 def fill(
     files: Sequence[WeightFile],
     weights: WeightProgram,
-    states: Iterable[Mapping[str, torch.Tensor]],
+    states: States,
     tell: Callable[[int], None],
 ) -> None:
     """Read the members one at a time and write their pieces to all files.
@@ -90,7 +102,7 @@ def fill(
     Args:
         files: The files.
         weights: How a member's state becomes its pieces.
-        states: The members' parameters and buffers by name.
+        states: The members.
         tell: Called with the number of bytes that were written to each file.
 
     Raises:
@@ -106,8 +118,8 @@ def fill(
         done += len(values)
         tell(done)
 
-    for member_index, state in enumerate(states):
-        weights.write(state, member_index, put)
+    for member_index in range(len(states)):
+        states.visit(member_index, lambda state, index=member_index: weights.write(state, index, put))  # type: ignore[misc]
 
 
 def put_all(file: WeightFile, weights: Mapping[str, torch.Tensor]) -> None:
