@@ -118,7 +118,7 @@ def batches_that_fit(
     return tuple(batch for batch in batches if batch in kept), (text,)
 
 
-_MAX_ACTIVATION_BYTES = 1_200_000_000
+_MAX_ACTIVATION_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -110,16 +112,27 @@ def fill(
         EnsexportError: A member cannot be read, or does not fit.
     """
     done = 0
+    with ThreadPoolExecutor(1) as pool:
+        writing: list[Future[None]] = []
 
-    def put(name: str, place: int, values: memoryview) -> None:
-        nonlocal done
-        for file in files:
-            file.put(name, place, values)
-        done += len(values)
-        tell(done)
+        def finish() -> None:
+            while writing:
+                writing.pop().result()
 
-    for member_index in range(len(states)):
-        states.visit(member_index, lambda state, index=member_index: weights.write(state, index, put))  # type: ignore[misc]
+        def write(name: str, place: int, values: memoryview) -> None:
+            for file in files:
+                file.put(name, place, values)
+
+        def put(name: str, place: int, values: memoryview) -> None:
+            nonlocal done
+            finish()  # one piece is written while the next is computed, so that two are in memory
+            writing.append(pool.submit(write, name, place, values))
+            done += len(values)
+            tell(done)
+
+        for member_index in range(len(states)):
+            states.visit(member_index, functools.partial(weights.write, member_index=member_index, put=put))
+        finish()
 
 
 def put_all(file: WeightFile, weights: Mapping[str, torch.Tensor]) -> None:
