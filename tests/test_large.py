@@ -99,6 +99,21 @@ def test_a_checkpoint_that_changes_after_it_was_read_is_refused(folder: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpts"]
 
 
+def test_a_model_may_change_the_current_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def wandering() -> nn.Module:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return Net()
+
+    report = pack(["ckpts"], ["e.onnx"], model=wandering, inputs=INPUTS)
+    assert [Path(member.path) for member in report.members] == [Path(f"ckpts/m{k}.pt") for k in range(N_MEMBERS)]
+    assert (tmp_path / "e.onnx").exists()
+
+
 def test_above_the_limit_the_weights_lie_beside_the_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ from ensexport.cli.members_text import inspection_lines, members_lines
 from ensexport.members.wording import show_path
 from ensexport.resources import size_text
 
-
 MOST_MEMBERS = 40
 """Members that are listed where the list is not the answer."""
 
