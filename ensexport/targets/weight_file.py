@@ -17,6 +17,7 @@ from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.members.tensors import raw_bytes
 
 _ALIGNMENT = 64
+_SYNC_BYTES = 2**28
 State = Mapping[str, torch.Tensor]
 
 
@@ -63,6 +64,14 @@ class WeightFile:
         offset, done = self.places[name] + place, 0
         while done < len(values):
             done += os.pwrite(self._file.fileno(), values[done:], offset + done)
+
+    def sync(self) -> None:
+        """Have the system write what it holds of the file to the disk; returns when it has.
+
+        Raises:
+            OSError: The disk is full, or broken.
+        """
+        os.fsync(self._file.fileno())
 
     def mapped(self, weight: PackedWeight, n_members: int) -> torch.Tensor:
         """Return a weight whose values stay in the file, mapped into memory; written to, it becomes a copy."""
@@ -111,9 +120,10 @@ def fill(
         OSError: The system refuses.
         EnsexportError: A member cannot be read, or does not fit.
     """
-    done = 0
-    with ThreadPoolExecutor(1) as pool:
+    done = synced = 0
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as sync_pool:
         writing: list[Future[None]] = []
+        syncing: list[Future[None]] = []
 
         def finish() -> None:
             while writing:
@@ -130,9 +140,21 @@ def fill(
             done += len(values)
             tell(done)
 
+        def sync() -> None:
+            for file in files:
+                file.sync()
+
         for member_index in range(len(states)):
             states.visit(member_index, functools.partial(weights.write, member_index=member_index, put=put))
+            if done - synced >= _SYNC_BYTES and not (syncing and not syncing[-1].done()):
+                # The disk has work from the start on, and not only when the system's memory is full of it.
+                while syncing:
+                    syncing.pop().result()
+                syncing.append(sync_pool.submit(sync))
+                synced = done
         finish()
+        while syncing:
+            syncing.pop().result()
 
 
 def put_all(file: WeightFile, weights: Mapping[str, torch.Tensor]) -> None:
