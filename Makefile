@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test check fix bench bench-gpu samples zoo clean
+.PHONY: demo test check fix bench bench-gpu bench-scale samples zoo clean
 
 demo: $(INSTALLED)  ## train ten networks on handwritten digits, pack, prove, evaluate, time
 	@$(RUN) sh samples/digits/demo.sh
@@ -28,6 +28,9 @@ bench: $(INSTALLED)  ## write docs/benchmarks.md: the standard set, on a machine
 bench-gpu: $(INSTALLED)  ## its part on CUDA, half an hour; where the layers were timed first, a table for the packer too
 	@$(RUN) sh samples/benchmarks/gpu.sh
 
+bench-scale: $(INSTALLED)  ## write docs/scale.md: time and memory of packing up to 30 GB; alone, with 40 GB of disk
+	$(BIN)/python samples/scale/measure.py
+
 samples: demo
 	@$(RUN) sh samples/tutorial/run.sh
 
@@ -38,7 +41,7 @@ zoo: $(INSTALLED)  ## write docs/coverage.md: timm, torchvision and transformers
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	rm -rf samples/*/ckpts samples/*/*.onnx samples/*/*.onnx.data samples/*/*.ts samples/*/*.pt2 samples/*/*.whl
-	rm -rf samples/ci/out samples/benchmarks/benchmarks*
+	rm -rf samples/ci/out samples/benchmarks/benchmarks* samples/scale/scale.* samples/scale/work
 	find ensexport tests samples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import torch
 from ensexport.batching.engine import BatchedGraph
 from ensexport.batching.examples import ValueRange
 from ensexport.batching.member_graph import MemberGraph
+from ensexport.clock import Clock
 from ensexport.members import Members, weights_digest
+from ensexport.resources import check_disk
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import Artifact, Plan
 from ensexport.stacking import Ensemble
 from ensexport.staging import writing
+from ensexport.targets.onnx_file import OnnxFile, weight_of
+from ensexport.targets.weight_file import States, WeightFile, fill, make_scratch
 from ensexport.version import __version__
 
 
@@ -83,57 +88,131 @@ def for_target(batched: BatchedGraph, target: str) -> BatchedGraph:
     return replace(batched, plan=replace(batched.plan, target=target))
 
 
-def write_artifact(
-    kind: str,
-    staged: Path,
-    target: Path,
+_CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to be written.
+
+    Attributes:
+        kind: Its format.
+        staged: Where to write it.
+        target: What it will be called.
+    """
+
+    kind: str
+    staged: Path
+    target: Path
+
+
+def write_artifacts(
+    outputs: Sequence[Output],
     batched: BatchedGraph,
-    weights: Mapping[str, torch.Tensor],
+    states: States,
     metadata: Mapping[str, Any],
     names: Sequence[str],
     opset: int | None,
+    *,
+    scratch: Path,
+    clock: Clock,
 ) -> None:
-    """Write one file.
+    """Write the files of a batched graph: first the graphs, then the weights, one member at a time.
+
+    ONNX files take the weights directly. TorchScript and `.pt2` are written by torch, which takes them from a file
+    mapped into memory: the ONNX file's external data, or a scratch file.
 
     Args:
-        kind: Its format.
-        staged: Where to write it.
-        target: What it will be called, for messages.
+        outputs: The files.
         batched: The graph.
-        weights: The packed initializers by name.
-        metadata: What the file says of itself.
+        states: The members, read one at a time.
+        metadata: What the files say of themselves.
         names: Names of the outputs.
         opset: ONNX opset version; None for the default.
+        scratch: A file that may be made meanwhile, beside the staged ones; the caller removes it.
+        clock: Is told of the stages.
 
     Raises:
-        ExportError: The format cannot hold the graph.
-        OutputError: The file cannot be written.
+        ExportError: A format cannot hold the graph.
+        OutputError: A file cannot be written.
     """
     text = json.dumps(metadata, sort_keys=True)
-    if kind == "onnx":
-        from ensexport.targets.onnx import onnx_model, write_onnx
-        from ensexport.targets.onnx_cpu import spell_out_elu
+    layouts: dict[Output, OnnxFile] = {}
+    for output in outputs:
+        if output.kind == "onnx":
+            with clock.stage("export_onnx"):
+                layouts[output] = _laid_out(output, batched, text, names, opset)
+    others = [output for output in outputs if output.kind != "onnx"]
+    total = sum(weight.n_bytes(batched.n_members) for weight in batched.weights.packed)
+    needs_scratch = bool(others) and not any(layout.data for layout in layouts.values())
+    room = {output.target: layout.n_bytes + layout.data_bytes for output, layout in layouts.items()}
+    room |= {output.target: total for output in others} | ({scratch: total} if needs_scratch else {})
+    check_disk(room)
+    with ExitStack() as stack:
+        files = [stack.enter_context(_opened(output, layout)) for output, layout in layouts.items()]
+        if needs_scratch:
+            with writing(others[0].target):
+                places = make_scratch(scratch, batched.weights.packed, batched.n_members)
+                files.append(stack.enter_context(WeightFile(scratch, places)))
+        with clock.stage("weights"), writing(outputs[0].target):
+            fill(files, batched.weights, states, lambda done: clock.tell("weights", done, total))
+        if others:
+            whole = next(
+                (file for file, layout in zip(files, layouts.values(), strict=False) if layout.data), files[-1]
+            )
+            weights = {w.name: whole.mapped(w, batched.n_members) for w in batched.weights.packed}
+        for output in others:
+            with clock.stage(f"export_{output.kind}"):
+                data = _serialised(output.kind, batched, weights, text)
+                with writing(output.target):
+                    output.staged.write_bytes(data)
 
-        model = onnx_model(batched, names, opset=opset)
-        if batched.plan.target == "cpu":
-            spell_out_elu(model)
-        with writing(target):
-            write_onnx(model, staged, weights, {METADATA_KEY: text, "ensexport_version": __version__})
-        return
+
+def _laid_out(output: Output, batched: BatchedGraph, text: str, names: Sequence[str], opset: int | None) -> OnnxFile:
+    from ensexport.targets.onnx import lay_out_onnx, onnx_model
+    from ensexport.targets.onnx_cpu import spell_out_elu
+
+    model = onnx_model(batched, names, opset=opset)
+    if batched.plan.target == "cpu":
+        spell_out_elu(model)
+    weights = {w.name: weight_of(w.shape(batched.n_members), w.dtype) for w in batched.weights.packed}
+    metadata = {METADATA_KEY: text, "ensexport_version": __version__}
+    return lay_out_onnx(model, output.target.name, weights, metadata)
+
+
+def _opened(output: Output, layout: OnnxFile) -> WeightFile:
+    with writing(output.target):
+        return WeightFile(layout.write(output.staged), layout.places)
+
+
+def _serialised(kind: str, batched: BatchedGraph, weights: Mapping[str, torch.Tensor], text: str) -> bytes:
     if kind == "torchscript":
         from ensexport.targets.torchscript import torchscript_bytes
 
-        data = torchscript_bytes(batched, weights, {METADATA_FILE: text})
-    else:
-        from ensexport.targets.pt2 import pt2_bytes
+        return torchscript_bytes(batched, weights, {METADATA_FILE: text})
+    from ensexport.targets.pt2 import pt2_bytes
 
-        data = pt2_bytes(batched, weights, {METADATA_FILE: text})
-    with writing(target):
-        staged.write_bytes(data)
+    return pt2_bytes(batched, weights, {METADATA_FILE: text})
 
 
-def describe_artifact(staged: Path, target: Path, kind: str) -> Artifact:
-    """Size and digest of a file that is about to be put in place."""
+def data_file(path: Path) -> Path:
+    """Where an ONNX file's external data lies, if it has any."""
+    return path.with_name(f"{path.name}.data")
+
+
+def describe_artifact(staged: Path, target: Path, kind: str, tell: Callable[[int], None]) -> Artifact:
+    """Size and digest of a file that is about to be put in place.
+
+    Args:
+        staged: The file.
+        target: What it will be called.
+        kind: Its format.
+        tell: Called with the number of bytes read so far.
+    """
+    digest, buffer, done = hashlib.sha256(), bytearray(_CHUNK_BYTES), 0
     with staged.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Artifact(str(target), kind, staged.stat().st_size, digest)
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            done += count
+            tell(done)
+    return Artifact(str(target), kind, done, digest.hexdigest())

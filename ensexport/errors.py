@@ -110,6 +110,12 @@ class ArtifactError(InputRefusedError):
     code = "E_ARTIFACT"
 
 
+class MemoryLimitError(InputRefusedError):
+    """The work needs more memory than this machine, its control group or `ulimit` leaves."""
+
+    code = "E_MEMORY"
+
+
 # -- exit 4: members or model do not fit -----------------------------------------------------------
 
 
@@ -228,3 +234,10 @@ class ProviderError(EnsexportError):
 
     exit_code = 7
     code = "E_PROVIDER"
+
+
+class OutOfMemoryError(EnsexportError):
+    """The system gave no more memory while the work was under way."""
+
+    exit_code = 7
+    code = "E_OUT_OF_MEMORY"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensexport.choice import ALL_MEMBERS, MemberChoice
+from ensexport.clock import Clock, OnStage
+from ensexport.estimates import Estimate
 from ensexport.members import Members, load_members
 from ensexport.members.inspection import Inspection, inspect_members
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.trust import NO_TRUST, Trust
-from ensexport.pipeline import ExportReport, OnStage, export
+from ensexport.pipeline import ExportReport, export
 from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES
@@ -26,11 +28,13 @@ class PackReport:
         members: The members, in order, and what was skipped; after a dry run what `inspect` says of them.
         export: The artifacts and their proof; None after a dry run.
         timings_s: Seconds per stage, loading first.
+        peak_bytes: The most resident memory per stage; empty where the system does not say.
     """
 
     members: Members | Inspection
     export: ExportReport | None
     timings_s: Mapping[str, float]
+    peak_bytes: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the contract, less `command` and `ok`."""
@@ -42,6 +46,8 @@ class PackReport:
             "plan": None if done is None else asdict(done.plan),
             "dims": {} if done is None else {name: list(bounds) for name, bounds in done.dims.items()},
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
+            "peak_memory_mb": {stage: round(size / 1e6, 1) for stage, size in self.peak_bytes.items()},
+            "estimate": None if done is None or done.estimate is None else done.estimate.to_dict(),
             "warnings": list(self.members.warnings if done is None else done.warnings),
         }
 
@@ -75,9 +81,11 @@ def pack(
     tune_batches: Sequence[int] = TUNE_BATCHES,
     output_names: Sequence[str] | None = None,
     tolerance: Tolerance | None = None,
+    choice: MemberChoice = ALL_MEMBERS,
     force: bool = False,
     dry_run: bool = False,
     on_stage: OnStage | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
 ) -> PackReport:
     """Load checkpoints, batch them, export, prove, write.
 
@@ -100,9 +108,11 @@ def pack(
         tune_batches: Batch sizes that `tune` times.
         output_names: New names for the outputs.
         tolerance: The bound.
+        choice: The members to compare with the loop, as for `export`.
         force: Replace files that exist.
         dry_run: Load and compare the members, check the outputs, write nothing.
         on_stage: Called as `(stage, done, total)`.
+        on_estimate: Called with what memory and disk will be needed, when the members were read.
 
     Raises:
         EnsexportError: As documented at `load_members` and `export`.
@@ -112,28 +122,23 @@ def pack(
     for path in targets:
         artifact_format(path)
     Staging(targets, force=force)  # refuse a bad target before the work, not after
-    begin = time.perf_counter()
-
-    def tell(_path: str, done: int, total: int) -> None:
-        if on_stage is not None:
-            on_stage("load", done, total)
-
-    tell("", 0, 0)
+    clock = Clock(on_stage)
     reading: dict[str, Any] = {
         "model_args": model_args,
         "base_dir": base_dir,
         "selection": selection,
         "trust": trust,
         "allow_nonfinite": allow_nonfinite,
-        "on_progress": tell,
+        "on_progress": lambda _path, done, total: clock.tell("load", done, total),
     }
     if dry_run:
-        inspection = inspect_members(list(checkpoints), model, **reading)
+        with clock.stage("load"):
+            inspection = inspect_members(list(checkpoints), model, **reading)
         if inspection.problems:
             raise inspection.problems[0]
-        return PackReport(inspection, None, {"load": time.perf_counter() - begin})
-    members = load_members(list(checkpoints), model, **reading)
-    load_s = time.perf_counter() - begin
+        return PackReport(inspection, None, clock.seconds, clock.peak_bytes)
+    with clock.stage("load"):
+        members = load_members(list(checkpoints), model, **reading)
     done = export(
         members,
         targets,
@@ -147,7 +152,9 @@ def pack(
         tune_batches=tune_batches,
         output_names=output_names,
         tolerance=tolerance,
+        choice=choice,
         force=force,
         on_stage=on_stage,
+        on_estimate=on_estimate,
     )
-    return PackReport(members, done, {"load": load_s, **done.timings_s})
+    return PackReport(members, done, {**clock.seconds, **done.timings_s}, {**clock.peak_bytes, **done.peak_bytes})

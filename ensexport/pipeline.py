@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ensexport.artifacts import describe_artifact, for_target, make_metadata, write_artifact
+from ensexport.artifacts import Output, data_file, describe_artifact, for_target, make_metadata, write_artifacts
+from ensexport.batching.activations import activation_bytes
 from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.examples import Example, ValueRange, find_example, integer_inputs
 from ensexport.batching.integers import accepted_ranges
 from ensexport.batching.member_graph import MemberGraph, capture_member
 from ensexport.batching.rule_sets import rule_set
+from ensexport.choice import ALL_MEMBERS, MemberChoice, describe_choice
+from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
 from ensexport.errors import ArtifactError, ExportError, UsageError
+from ensexport.estimates import Estimate, estimate
 from ensexport.members import Members
-from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes
+from ensexport.members.equality import EqualTensors
+from ensexport.probes import BATCHES, SEEDS, batches_that_fit, find_probes, make_probes
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -34,16 +37,15 @@ from ensexport.spec import (
     Tolerance,
     ValidationReport,
     artifact_format,
+    batch_dim,
     parse_inputs,
 )
 from ensexport.stacking import Ensemble
 from ensexport.stacking.baseline import run_member
-from ensexport.stacking.state import named_tensors
+from ensexport.stacking.state import named_tensors, release_tensors
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES, Candidates, graph_options, tuned
 from ensexport.validation import check_artifact, raise_on_mismatch
-
-OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class ExportReport:
         validation: Every comparison made.
         plan: How the batched graph was made.
         timings_s: Seconds per stage.
+        peak_bytes: The most resident memory per stage; empty where the system does not say.
+        estimate: What was expected to be needed.
         dims: Dynamic dim -> smallest and largest size (None = no end).
         warnings: What the user should know.
     """
@@ -65,27 +69,8 @@ class ExportReport:
     timings_s: Mapping[str, float]
     dims: Mapping[str, tuple[int, int | None]]
     warnings: tuple[str, ...] = ()
-
-
-@dataclass
-class _Clock:
-    """Times the stages and tells a listener of them."""
-
-    listener: OnStage | None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.tell(name, 0, 0)
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-    def tell(self, name: str, done: int, total: int) -> None:
-        if self.listener is not None:
-            self.listener(name, done, total)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    estimate: Estimate | None = None
 
 
 def export(
@@ -105,7 +90,9 @@ def export(
     force: bool = False,
     batches: Sequence[int] = BATCHES,
     seeds: Sequence[int] = SEEDS,
+    choice: MemberChoice = ALL_MEMBERS,
     on_stage: OnStage | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
 ) -> ExportReport:
     """Write an ensemble as ONNX, TorchScript or `.pt2`, each proven equal to the loop over its members.
 
@@ -128,10 +115,13 @@ def export(
         force: Replace files that exist.
         batches: Batch sizes to compare at.
         seeds: Seeds of the random inputs to compare on.
+        choice: The members to compare with the loop; all unless an ensemble is too large for that.
         on_stage: Called as `(stage, done, total)`.
+        on_estimate: Called with what memory and disk will be needed, before the work.
 
     Raises:
         UsageError: An option or spec is malformed.
+        MemoryLimitError: The machine, or a limit of the process, has less memory than is needed.
         MemberError: The model cannot be packed.
         MismatchError: An artifact differs from the loop; nothing is written.
         ExportError: A format cannot be written, or a dynamic dim cannot be kept.
@@ -150,27 +140,30 @@ def export(
     provider = provider or rules.provider
     if "onnx" in formats:
         check_provider(provider)  # before the work, not after
-    clock = _Clock(on_stage)
+    clock = Clock(on_stage)
+    expected = estimate(formats, _member_bytes(ensemble), len(ensemble), n_validated=len(choice.indices(len(ensemble))))
+    if on_estimate is not None:
+        on_estimate(expected)
+    expected.check_memory()
+    expected.check_disk(targets)
     with Staging(targets, force=force) as staging:
         with clock.stage("capture"):
             source = _captured(ensemble, specs, per_member, output_names)
         with clock.stage("batch"):
-            states = _states(source)
             batch = functools.partial(
                 batch_graph,
                 source.member,
                 len(ensemble),
-                shared_state=equal_in_all(states),
+                shared_state=_equal_in_all(source),
                 per_member=per_member,
                 member_axis=member_axis,
             )
-            batched = None if strategy == "tune" else batch(**graph_options(strategy, rules))
+            batched = None if strategy == "tune" else batch(**graph_options(strategy, rules, chunks=_chunks(source)))
         if batched is None:
             with clock.stage("tune"):
-                files = _TuneFiles(formats, source.names, opset, target)
+                files = _TuneFiles(source, formats, opset, target)
                 candidates = Candidates(
                     make=lambda options: batch(**options),
-                    pack=lambda graph: graph.weights.pack(states, len(ensemble)),
                     write=files.write,
                     suffix=files.suffix,
                     feeds=_feeds(source, tune_batches),
@@ -178,25 +171,54 @@ def export(
                 )
                 batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
         batched = for_target(batched, target)
-        with clock.stage("batch"):
-            weights = batched.weights.pack(states, len(ensemble))
-            states.clear()
-        metadata = make_metadata(ensemble, batched, source.names, source.ranges)
-        for path, kind in zip(targets, formats, strict=True):
-            with clock.stage(f"export_{kind}"):
-                write_artifact(kind, staging.path(path), path, batched, weights, metadata, source.names, opset)
-        del weights
+        outputs = [Output(kind, staging.path(path), path) for path, kind in zip(targets, formats, strict=True)]
+        write_artifacts(
+            outputs,
+            batched,
+            _States(source),
+            make_metadata(ensemble, batched, source.names, source.ranges) | _chosen(choice, len(ensemble)),
+            source.names,
+            opset,
+            scratch=staging.scratch(targets[0]),
+            clock=clock,
+        )
         with clock.stage("validate"):
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
-            report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, clock)
+            report, notes = _proven(source, staged, provider, member_axis, bound, batches, seeds, choice, clock)
+        with clock.stage("digest"):
+            artifacts = tuple(_described(outputs, clock))
         with clock.stage("write"):
-            artifacts = tuple(
-                describe_artifact(staging.path(path), path, kind) for path, kind in zip(targets, formats, strict=True)
-            )
             staging.commit()
     warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *source.notes, *notes)
-    return ExportReport(artifacts, report, batched.plan, clock.seconds, source.member.dim_ranges, warnings)
+    return ExportReport(
+        artifacts,
+        report,
+        batched.plan,
+        clock.seconds,
+        source.member.dim_ranges,
+        warnings,
+        clock.peak_bytes,
+        expected,
+    )
+
+
+def _described(outputs: Sequence[Output], clock: Clock) -> Iterator[Artifact]:
+    """Every file that is about to be put in place, external data too."""
+    files = [(output.staged, output.target, output.kind) for output in outputs]
+    for output in outputs:
+        data = data_file(output.staged)
+        if output.kind == "onnx" and data.exists():
+            files.append((data, data_file(output.target), "onnx_data"))
+    total, done = sum(staged.stat().st_size for staged, _, _ in files), 0
+
+    def tell(count: int) -> None:
+        clock.tell("digest", done + count, total)
+
+    for staged, target, kind in files:
+        artifact = describe_artifact(staged, target, kind, tell)
+        done += artifact.size_bytes
+        yield artifact
 
 
 @dataclass(frozen=True)
@@ -213,6 +235,12 @@ class _Source:
     names: tuple[str, ...]
     fills_buffers: bool
 
+    def activation_bytes(self, batch: int) -> int:
+        """What the activations of all members take at a batch size, as a runtime needs it."""
+        name = batch_dim(self.specs)
+        sizes = dict(self.example.sizes) | ({name: batch} if name else {})
+        return _OVER_ALIVE * len(self.ensemble) * activation_bytes(self.member, sizes)
+
     @property
     def sizes(self) -> dict[str, Any]:
         """What probes are made of: sizes that are accepted, and values."""
@@ -221,6 +249,16 @@ class _Source:
             "dim_ranges": self.member.dim_ranges,
             "ranges": self.ranges,
         }
+
+
+_OVER_ALIVE = 3
+"""ONNX Runtime's memory over what is alive in the graph: 2.8 for ten ViT-B at batch 13 (1.31, CPU, no arena)."""
+_MAX_CHUNK_BYTES = 2_000_000_000
+
+
+def _chunks(source: _Source) -> int:
+    """Groups of members to run one after the other, so that a group's activations fit into memory at batch 1."""
+    return min(len(source.ensemble), -(-source.activation_bytes(1) // _MAX_CHUNK_BYTES) or 1)
 
 
 def _captured(
@@ -236,24 +274,55 @@ def _captured(
     member = capture_member(module, specs, example)
     ranges, notes = accepted_ranges(module, member, example)
     names = _output_names(output_names, tuple(example.outputs), specs)
+    member.forget_weights()
+    release_tensors(module)
     return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
 
 
-def _states(source: _Source) -> list[Mapping[str, torch.Tensor]]:
-    """The members' tensors: their own, no copies."""
-    members = [source.ensemble.build(member_index) for member_index in range(len(source.ensemble))]
-    if source.fills_buffers:  # on the first call, as member 0 was captured after it
-        for one in members:
-            run_member(one, source.example.feed)
-    return [named_tensors(one) for one in members]
+def _member_bytes(ensemble: Ensemble | Members) -> int:
+    """Bytes of one member's tensors, tied ones counted once."""
+    if isinstance(ensemble, Members):
+        return max(member.n_bytes for member in ensemble)
+    tensors = {id(tensor): tensor for tensor in named_tensors(ensemble).values()}
+    return sum(tensor.nbytes for tensor in tensors.values()) // len(ensemble)
+
+
+@dataclass(frozen=True)
+class _States:
+    """The members' tensors, one member in memory at a time."""
+
+    source: _Source
+
+    def __len__(self) -> int:
+        return len(self.source.ensemble)
+
+    def visit(self, member_index: int, use: Callable[[Mapping[str, torch.Tensor]], None]) -> None:
+        module = self.source.ensemble.build(member_index)
+        if self.source.fills_buffers:  # on the first call, as member 0 was captured after it
+            run_member(module, self.source.example.feed)
+        use(named_tensors(module))
+        release_tensors(module)
+
+
+def _equal_in_all(source: _Source) -> frozenset[str]:
+    """Names of the parameters and buffers that are bit-equal in all members: those are kept once."""
+    if isinstance(source.ensemble, Members) and not source.fills_buffers:
+        known = source.ensemble.equal_names()
+        if known is not None:
+            return known
+    equal = EqualTensors()
+    states = _States(source)
+    for member_index in range(len(states)):
+        states.visit(member_index, equal.add)
+    return equal.names
 
 
 @dataclass(frozen=True)
 class _TuneFiles:
     """How the candidates of `tune` are written: as ONNX, if that is asked for."""
 
+    source: _Source
     formats: Sequence[str]
-    names: Sequence[str]
     opset: int | None
     target: str
 
@@ -265,9 +334,17 @@ class _TuneFiles:
     def suffix(self) -> str:
         return next(suffix for suffix, kind in FORMAT_BY_SUFFIX.items() if kind == self.kind)
 
-    def write(self, graph: BatchedGraph, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-        graph = for_target(graph, self.target)
-        write_artifact(self.kind, path, path, graph, weights, {}, self.names, self.opset)
+    def write(self, graph: BatchedGraph, path: Path) -> None:
+        write_artifacts(
+            [Output(self.kind, path, path)],
+            for_target(graph, self.target),
+            _States(self.source),
+            {},
+            self.source.names,
+            self.opset,
+            scratch=path.with_name(f"{path.name}.weights"),
+            clock=Clock(),
+        )
 
 
 def _feeds(source: _Source, batches: Sequence[int]) -> dict[int | None, dict[str, Array]]:
@@ -290,11 +367,17 @@ def _proven(
     tolerance: Tolerance,
     batches: Sequence[int],
     seeds: Sequence[int],
-    clock: _Clock,
+    choice: MemberChoice,
+    clock: Clock,
 ) -> tuple[ValidationReport, tuple[str, ...]]:
     """Compare every file with the loop; returns the report and what the user should know of it."""
+    chosen = choice.indices(len(source.ensemble))
+    if not chosen:
+        return ValidationReport((), {}, ()), (_UNPROVEN,)
+    batches, left_out = batches_that_fit(batches, source.activation_bytes)
+    module = source.ensemble.build(0)
     found = find_probes(
-        source.ensemble.build(0),
+        module,
         source.specs,
         source.per_member,
         len(source.ensemble),
@@ -302,7 +385,10 @@ def _proven(
         batches=batches,
         seeds=seeds,
     )
-    references = reference_outputs(source.ensemble, found.probes, source.per_member, on_progress=clock.tell)
+    release_tensors(module)
+    references = reference_outputs(
+        source.ensemble, found.probes, source.per_member, members=chosen, on_progress=clock.tell
+    )
     renamed = dict(zip(source.example.outputs, source.names, strict=True))
     references = [[reference.renamed(renamed) for reference in row] for row in references]
     checks: list[Check] = []
@@ -320,6 +406,8 @@ def _proven(
                 source=source.ensemble,
                 member_names=tuple(source.example.outputs),
                 per_member=source.per_member,
+                members=chosen,
+                n_members=len(source.ensemble),
             )
         except ArtifactError as error:
             others = sorted(FORMAT_BY_SUFFIX.keys() - {path.suffix})
@@ -327,15 +415,27 @@ def _proven(
                 f"cannot write '{path}': what the exporter made of the model does not run: {error.message}",
                 hint=f"Ship another format for this model: {' or '.join(others)}.",
             ) from error
-    report = ValidationReport(tuple(checks), integer_inputs(source.specs, source.ranges))
+    report = ValidationReport(
+        tuple(checks), integer_inputs(source.specs, source.ranges), None if choice.is_all else chosen
+    )
     raise_on_mismatch(report, source.ensemble.labels)
-    return report, (*found.warnings, *_check_notes(checks))
+    return report, (*_partly(choice, chosen, len(source.ensemble)), *left_out, *found.warnings, *_check_notes(checks))
 
 
-def equal_in_all(states: Sequence[Mapping[str, torch.Tensor]]) -> frozenset[str]:
-    """Names of the parameters and buffers that are bit-equal in all members: those are kept once."""
-    first, *others = states
-    return frozenset(name for name in first if all(torch.equal(first[name], state[name]) for state in others))
+_UNPROVEN = (
+    "nothing was compared with the loop (--validate-members none): "
+    "run `ensexport validate` before anybody relies on it."
+)
+
+
+def _partly(choice: MemberChoice, chosen: Sequence[int], n_members: int) -> Iterator[str]:
+    if not choice.is_all:
+        yield f"only {describe_choice(chosen, n_members)} were compared with the loop (--validate-members)."
+
+
+def _chosen(choice: MemberChoice, n_members: int) -> dict[str, list[int]]:
+    """What a file says of members that were to be compared, where that is not all."""
+    return {} if choice.is_all else {"validated_members": list(choice.indices(n_members))}
 
 
 def _check_notes(checks: Sequence[Check]) -> Iterator[str]:

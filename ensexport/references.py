@@ -15,6 +15,7 @@ from ensexport.errors import EnsexportError, ModelInputError
 from ensexport.probes import Probe
 from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.stacking.baseline import MemberSource, run_member
+from ensexport.stacking.state import release_tensors
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -48,14 +49,16 @@ def reference_outputs(
     probes: Sequence[Probe],
     per_member: Sequence[str],
     *,
+    members: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[list[Reference]]:
-    """Run the loop over the members; returns `references[member_index][probe]`.
+    """Run the loop over the members, or over those named; returns one list a member, a reference a probe.
 
     One member is in memory at a time, first in its own dtype, then in float64.
     """
-    references = []
-    for member_index in range(len(source)):
+    references: list[list[Reference]] = []
+    chosen = range(len(source)) if members is None else members
+    for member_index in chosen:
         module = source.build(member_index)
         try:
             references.append(_references_of(module, probes, per_member, member_index))
@@ -70,8 +73,9 @@ def reference_outputs(
                 "take them.",
                 member_index=member_index,
             ) from error
+        release_tensors(module)
         if on_progress is not None:
-            on_progress("loop", member_index + 1, len(source))
+            on_progress("loop", len(references), len(chosen))
     return references
 
 

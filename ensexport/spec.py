@@ -312,10 +312,12 @@ class ValidationReport:
         checks: One an output, member, probe and artifact.
         integer_inputs: Input -> smallest and largest integer it was tried with; None where that depends on another
             input's size.
+        members: The members that were compared, where the user chose some; None for all.
     """
 
     checks: tuple[Check, ...]
     integer_inputs: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    members: tuple[int, ...] | None = None
 
     @property
     def passed(self) -> bool:
@@ -334,13 +336,14 @@ class ValidationReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the `validation` object of the JSON contract; see `json_number` for NaN and Inf.
 
-        Without any check, `tolerance` and `max_error` are null.
+        Without any check, `tolerance` and `max_error` are null; `passed` is too if none was asked for.
         """
         names = ("artifact", "provider", "batch", "member_index", "output", "max_abs", "max_rel", "passed",
                  "bound", "optimization", "seed", "problem", "note")  # fmt: skip
         worst = self.worst if self.checks else None
         return {
-            "passed": self.passed,
+            "passed": None if self.members == () else self.passed,
+            "members": "all" if self.members is None else list(self.members),
             "tolerance": None if worst is None else json_number(worst.bound),
             "max_error": None if worst is None else json_number(worst.max_rel),
             "integer_inputs": {name: list(bounds) for name, bounds in self.integer_inputs.items()},

@@ -12,15 +12,16 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from ensexport.errors import OutputError, TargetExistsError, UsageError
+from ensexport.resources import Reserve
 
 _PREFIX = ".ensexport-"
-_NEW, _REPLACED, _MODE_PROBE = "new", "replaced", "mode"  # what is in a staging folder
+_NEW, _REPLACED, _MODE_PROBE, _SCRATCH = "new", "replaced", "mode", "scratch"  # what is in a staging folder
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HINTS = {
@@ -31,6 +32,14 @@ _HINTS = {
     errno.EPERM: "Check the folder's permissions.",
     errno.EROFS: "Choose a folder that can be written to.",
 }
+
+
+_listeners: list[Callable[[Path], None]] = []
+
+
+def tell_folders(listener: Callable[[Path], None]) -> None:
+    """Have `listener` told of each staging folder before it is made, to remove it if this process cannot."""
+    _listeners.append(listener)
 
 
 class Staging:
@@ -50,6 +59,7 @@ class Staging:
         self.targets = [Path(target) for target in targets]
         self.force = force
         self._folders: dict[Path, Path] = {}
+        self._reserve: Reserve | None = None
         seen: set[str] = set()
         for target in self.targets:
             if os.path.realpath(target) in seen:
@@ -75,6 +85,7 @@ class Staging:
             )
 
     def __enter__(self) -> Staging:
+        self._reserve = Reserve()  # to list a folder takes memory, and that there is none may be why we leave
         try:
             for target in self.targets:
                 if target.parent not in self._folders:
@@ -82,6 +93,8 @@ class Staging:
                     # changes the current directory moves nothing.
                     folder = Path(os.path.abspath(target.parent), _PREFIX + secrets.token_hex(8))
                     self._folders[target.parent] = folder
+                    for listener in _listeners:
+                        listener(folder)
                     with writing(target):
                         for made in (folder, folder / _NEW, folder / _REPLACED):
                             made.mkdir(mode=0o700)
@@ -94,6 +107,8 @@ class Staging:
         self._remove()
 
     def _remove(self) -> None:
+        if self._reserve is not None:
+            self._reserve.release()
         for folder in self._folders.values():
             try:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -105,6 +120,10 @@ class Staging:
     def path(self, target: Path) -> Path:
         """Where to write `target` for now. It has the final name, so files may refer to each other by name."""
         return self._folders[Path(target).parent] / _NEW / Path(target).name
+
+    def scratch(self, target: Path) -> Path:
+        """A file beside `target` for what is needed meanwhile; it is never put into place."""
+        return self._folders[Path(target).parent] / _SCRATCH
 
     def commit(self) -> list[Path]:
         """Move everything that was staged into place and return the final paths.

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ensexport.batching.engine import BatchedGraph
 from ensexport.batching.rule_sets import BATCHES, RuleSet, hybrids
 from ensexport.compare import Array
@@ -25,7 +23,7 @@ _GAIN = 0.98  # another candidate than the rules' own must take at most this sha
 _CHUNKS = (2, 4)
 
 Make = Callable[[Mapping[str, Any]], BatchedGraph]
-Write = Callable[[BatchedGraph, Mapping[str, torch.Tensor], Path], None]
+Write = Callable[[BatchedGraph, Path], None]
 
 
 @dataclass(frozen=True)
@@ -34,22 +32,22 @@ class Candidates:
 
     Attributes:
         make: Returns the batched graph of the ensemble, given options of `batch_graph`.
-        pack: Returns the packed weights of a batched graph.
-        write: Writes a batched graph and its weights to a file.
+        write: Writes a batched graph with the members' weights to a file.
         suffix: What the file is called at its end: its format.
         feeds: Batch size (None: none is dynamic) -> inputs.
         outputs: Names of the outputs.
     """
 
     make: Make
-    pack: Callable[[BatchedGraph], Mapping[str, torch.Tensor]]
     write: Write
     suffix: str
     feeds: Mapping[int | None, Mapping[str, Array]]
     outputs: Sequence[str]
 
 
-def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHES) -> dict[str, Any]:
+def graph_options(
+    strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHES, *, chunks: int = 1
+) -> dict[str, Any]:
     """The options of `batch_graph` that a strategy stands for.
 
     Args:
@@ -57,6 +55,7 @@ def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHE
             `unrolled` (N branches).
         rules: The target's rules.
         batches: Batch sizes the rules are asked for.
+        chunks: Groups that `auto` runs one after the other, where activations would not fit into memory.
 
     Raises:
         UsageError: There is no such strategy.
@@ -64,7 +63,7 @@ def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHE
     if strategy not in STRATEGIES[:-1]:
         raise UsageError(f"unknown strategy {strategy!r}: expected one of {', '.join(map(repr, STRATEGIES))}.")
     if strategy == "auto":
-        return {"strategy": strategy, "placement": rules.placement(batches), "merges": rules.merges}
+        return {"strategy": strategy, "placement": rules.placement(batches), "merges": rules.merges, "chunks": chunks}
     return {"strategy": strategy}
 
 
@@ -97,7 +96,7 @@ def tuned(candidates: Candidates, rules: RuleSet, provider: str, *, tell: Callab
                 if any(_same(graph, other) for other in graphs.values()):
                     continue
                 path = Path(folder) / f"{number}{candidates.suffix}"
-                candidates.write(graph, candidates.pack(graph), path)
+                candidates.write(graph, path)
             except ExportError as error:  # `stacked` refuses what only branches can hold
                 refusal = error
                 continue

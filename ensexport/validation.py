@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from ensexport.batching.examples import find_example, integer_inputs, range_from_json
+from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.compare import Array, Difference, compare_members, is_exact
-from ensexport.errors import ArtifactError, EnsexportError, MismatchError
+from ensexport.errors import ArtifactError, EnsexportError, MismatchError, UsageError
 from ensexport.members import Members
 from ensexport.probes import BATCHES, SEEDS, Probe, find_probes
 from ensexport.references import OnProgress, Reference, arrays, reference_outputs
@@ -49,13 +50,15 @@ def check_artifact(
     source: MemberSource | None = None,
     member_names: Sequence[str] = (),
     per_member: Sequence[str] = (),
+    members: Sequence[int] | None = None,
+    n_members: int | None = None,
 ) -> list[Check]:
     """Load an artifact and compare every output of every member on every probe.
 
     Args:
         path: The file to load.
         shown_as: The path that reports name (the file may still be staged).
-        references: `references[member_index][probe]`.
+        references: A list a member, a reference a probe.
         probes: The inputs.
         output_names: Contract names of the outputs, in order.
         tolerance: The bound.
@@ -64,6 +67,8 @@ def check_artifact(
         source: The members, to find out whether integers that differ do so by rounding; without it they fail.
         member_names: What the members themselves call the outputs, where that differs.
         per_member: Names of the inputs with a leading N.
+        members: Whose references are given; None for all.
+        n_members: N, where not all are.
 
     Raises:
         ArtifactError, ProviderError, OpsetError: The file cannot be loaded and run.
@@ -71,6 +76,8 @@ def check_artifact(
     checks = []
     name_of = dict(zip(output_names, member_names or output_names, strict=True))
     usual = {name: _usual_error(references, name) for name in output_names}
+    chosen = list(range(len(references)) if members is None else members)
+    share = _Share(tuple(chosen), n_members or len(chosen), member_axis)
     for runner in open_runners(path, provider=provider, output_names=tuple(output_names)):
         for number, probe in enumerate(probes):
             if probe.is_brief and runner.optimization == "disabled" and number:
@@ -97,11 +104,11 @@ def check_artifact(
                 )
             for name in output_names:
                 row = [member[number] for member in references]
-                kept = _with_kept_dims(row, name, outputs[name], member_axis) if probe.batch == 1 else None
+                kept = _with_kept_dims(row, name, outputs[name], share) if probe.batch == 1 else None
                 row, remark = (row, "") if kept is None else (kept, _DROPPED)
-                compared = _differences(row, name, outputs[name], member_axis)
-                for member_index, (difference, problem) in enumerate(compared):
-                    bound = _bound(tolerance, row[member_index], name, difference.scale, usual[name])
+                compared = _differences(row, name, outputs[name], share)
+                for place, (member_index, (difference, problem)) in enumerate(zip(chosen, compared, strict=True)):
+                    bound = _bound(tolerance, row[place], name, difference.scale, usual[name])
                     passed, note = not problem and difference.max_rel <= bound, ""
                     if not passed and not problem and is_exact(outputs[name].dtype) and source is not None:
                         own = np.take(outputs[name], member_index, min(member_axis, outputs[name].ndim - 1))
@@ -122,13 +129,23 @@ def check_artifact(
                             index=difference.index,
                             expected=difference.expected,
                             actual=difference.actual,
-                            dtype=row[member_index].dtype[name],
+                            dtype=row[place].dtype[name],
                             seed=probe.seed,
                             problem=problem,
                             note=note or (remark if passed else ""),
                         )
                     )
+        del runner  # the next one takes as much memory
     return checks
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The members that are compared: which, of how many, and on which axis of an output."""
+
+    members: tuple[int, ...]
+    n_members: int
+    axis: int
 
 
 def explain_integers(build: Callable[[], nn.Module], feed: Mapping[str, torch.Tensor], name: str, actual: Array) -> str:
@@ -182,10 +199,10 @@ def _describe(error: Exception) -> str:
 _DROPPED = "at batch 1 the members drop dims of size 1 (squeeze() without a dim?), the file keeps them"
 
 
-def _with_kept_dims(row: Sequence[Reference], name: str, output: Array, member_axis: int) -> list[Reference] | None:
+def _with_kept_dims(row: Sequence[Reference], name: str, output: Array, share: _Share) -> list[Reference] | None:
     """The references with the dims of size 1 that the artifact has and the members do not; None if that is not all."""
-    axis = min(member_axis, output.ndim - 1)
-    if output.ndim == 0 or output.shape[axis] != len(row):
+    axis = min(share.axis, output.ndim - 1)
+    if output.ndim == 0 or output.shape[axis] != share.n_members:
         return None
     shape = (*output.shape[:axis], *output.shape[axis + 1 :])
     for reference in row:
@@ -198,20 +215,22 @@ def _with_kept_dims(row: Sequence[Reference], name: str, output: Array, member_a
     ]
 
 
-def _differences(row: Sequence[Reference], name: str, output: Array, member_axis: int) -> list[tuple[Difference, str]]:
+def _differences(row: Sequence[Reference], name: str, output: Array, share: _Share) -> list[tuple[Difference, str]]:
     """Compare each member's slice of an output; the text says what differs before any value does."""
     shapes = [reference.expected[name].shape for reference in row]
-    axis = min(member_axis, len(shapes[0]))
-    shape = (*shapes[0][:axis], len(row), *shapes[0][axis:])
+    axis = min(share.axis, len(shapes[0]))
+    shape = (*shapes[0][:axis], share.n_members, *shapes[0][axis:])
     if output.shape != shape or len(set(shapes)) > 1:
         # The shapes are in the text; the slice, if there is one, would tell less.
         nothing = Difference(math.inf, 1.0, (), math.nan, math.nan)
-        return [(nothing, f"expected shape {(*s[:axis], len(row), *s[axis:])}, got {output.shape}") for s in shapes]
+        return [
+            (nothing, f"expected shape {(*s[:axis], share.n_members, *s[axis:])}, got {output.shape}") for s in shapes
+        ]
     expected = np.stack([reference.expected[name] for reference in row])
-    compared = compare_members(expected, np.moveaxis(output, axis, 0))
+    compared = compare_members(expected, np.moveaxis(output, axis, 0)[list(share.members)])
     got = str(output.dtype)
-    wanted = [reference.dtype[name] for reference in row]
-    problems = ["" if got == dtype else f"expected dtype {dtype}, got {got}" for dtype in wanted]
+    wanted_dtypes = [reference.dtype[name] for reference in row]
+    problems = ["" if got == dtype else f"expected dtype {dtype}, got {got}" for dtype in wanted_dtypes]
     return list(zip(compared, problems, strict=True))
 
 
@@ -288,6 +307,7 @@ def validate(
     provider: str = "cpu",
     batches: Sequence[int] = BATCHES,
     seeds: Sequence[int] = SEEDS,
+    choice: MemberChoice = ALL_MEMBERS,
     on_progress: OnProgress | None = None,
 ) -> ValidationReport:
     """Compare an existing artifact with the loop over the members' checkpoints.
@@ -299,6 +319,7 @@ def validate(
         provider: `cpu`, `cuda` or `tensorrt`.
         batches: Batch sizes to compare at.
         seeds: Seeds of the random inputs.
+        choice: The members to compare.
         on_progress: Called as `(stage, done, total)`.
 
     Raises:
@@ -337,9 +358,12 @@ def validate(
     )
     probes = found.probes
     names = dict(zip(example.outputs, metadata["outputs"], strict=True))
+    chosen = choice.indices(len(members))
+    if not chosen:
+        raise UsageError(f"no member is chosen ({choice.text!r}): expected at least one to compare.")
     references = [
         [reference.renamed(names) for reference in row]
-        for row in reference_outputs(members, probes, per_member, on_progress=on_progress)
+        for row in reference_outputs(members, probes, per_member, members=chosen, on_progress=on_progress)
     ]
     report = ValidationReport(
         tuple(
@@ -355,9 +379,12 @@ def validate(
                 source=members,
                 member_names=tuple(example.outputs),
                 per_member=per_member,
+                members=chosen,
+                n_members=len(members),
             )
         ),
         integer_inputs(specs, ranges),
+        None if choice.is_all else chosen,
     )
     raise_on_mismatch(report, [member.label for member in members])
     _check_provenance(path, metadata, members, report)
@@ -371,7 +398,8 @@ def _check_provenance(path: Path, metadata: Mapping[str, object], members: Membe
     for member, record in zip(members, packed, strict=True):
         digest = record.get("weights_sha256", "")  # empty for an ensemble of live modules
         if digest and digest != member.weights_sha256:
-            worst = max((c for c in report.checks if c.member_index == member.index), key=lambda c: c.max_rel)
+            own = [check for check in report.checks if check.member_index == member.index]
+            worst = max(own or report.checks, key=lambda check: check.max_rel)
             raise MismatchError(
                 f"{member.label} is not the network that '{path}' holds as member {member.index} "
                 f"('{record.get('name', '')}'): expected weights sha256 {digest[:12]}..., got "

@@ -24,6 +24,7 @@ TREE = {
     "UnsafeCheckpointError": (3, "E_UNSAFE_CHECKPOINT"),
     "NonFiniteWeightsError": (3, "E_NONFINITE"),
     "ArtifactError": (3, "E_ARTIFACT"),
+    "MemoryLimitError": (3, "E_MEMORY"),
     "MemberError": (4, "E_MEMBERS"),
     "StackError": (4, "E_STACK"),
     "ArchitectureError": (4, "E_MODEL"),
@@ -41,6 +42,7 @@ TREE = {
     "OutputError": (7, "E_OUTPUT"),
     "TargetExistsError": (7, "E_TARGET_EXISTS"),
     "ProviderError": (7, "E_PROVIDER"),
+    "OutOfMemoryError": (7, "E_OUT_OF_MEMORY"),
 }
 
 

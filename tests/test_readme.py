@@ -15,6 +15,7 @@ TEXT = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md", "docs/benchmarks.md"]
 PAGES += ["docs/errors.md"]
 PAGES += ["samples/ani/README.md", "samples/benchmarks/README.md", "samples/ci/README.md"]
+PAGES += ["docs/scale.md", "samples/scale/README.md"]
 FOLDS = """
 from torch import nn
 
@@ -73,7 +74,7 @@ def test_no_option_is_made_up():
 def test_every_make_target_is_there():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)`", (ROOT / page).read_text())}
-    assert {"demo", "test", "bench", "bench-gpu"} <= named <= targets
+    assert {"demo", "test", "bench", "bench-gpu", "bench-scale"} <= named <= targets
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -86,5 +87,6 @@ def test_links_lead_somewhere(page):
 def test_what_the_samples_write_is_ignored_by_git():
     written = ["digits/ckpts/seed_0.pt", "digits/ensemble.onnx", "tutorial/shared.ts", "tutorial/per_member.onnx"]
     written += ["ci/out/bench.json", "benchmarks/benchmarks.md", "benchmarks/calibration_cuda.json"]
+    written += ["scale/scale.json", "scale/work/scale-x/packed/ensemble.onnx"]
     command = ["git", "check-ignore", *(f"samples/{name}" for name in written)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split() == command[2:]

@@ -37,7 +37,7 @@ def checkout(tmp_path_factory):
 
 
 def test_every_sample_is_tested():
-    assert SAMPLES == ["ani", "benchmarks", "ci", "digits", "tutorial"]
+    assert SAMPLES == ["ani", "benchmarks", "ci", "digits", "scale", "tutorial"]
 
 
 @pytest.fixture

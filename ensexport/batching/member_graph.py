@@ -89,6 +89,13 @@ class MemberGraph:
         """Fake values of the outputs: one member's shapes and dtypes."""
         return tuple(node.meta["val"] for node in self.outputs)
 
+    def forget_weights(self) -> None:
+        """Let go of the captured member's parameters and buffers; the graph needs only their shapes."""
+        state = self.program.state_dict
+        for name, tensor in state.items():
+            empty = torch.empty_like(tensor, device="meta")
+            state[name] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
     def copied(self) -> MemberGraph:
         """The same on a graph of its own, which may be changed."""
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()

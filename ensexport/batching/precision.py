@@ -13,7 +13,7 @@ network. And where the model itself rounds to fewer bits (`.half().float()`), th
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -54,7 +54,33 @@ class Float64Interpreter(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self._graph = module.graph
         self._as_written = _read_by_a_jump(module.graph)
+
+    def stream(self, leaves: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Run the graph and yield each result as soon as it is there, with its place among the results.
+
+        Nothing is kept longer than it is read: of the results, one at a time is in memory.
+
+        Args:
+            leaves: The arguments.
+        """
+        pieces = cast(tuple[fx.Node, ...], self._graph.output_node().args[0])
+        places: dict[fx.Node, list[int]] = {}
+        for place, piece in enumerate(pieces):
+            places.setdefault(piece, []).append(place)
+        last_read = {arg: node for node in self._graph.nodes if node.op != "output" for arg in node.all_input_nodes}
+        given = iter(leaves)
+        self.env = {}
+        for node in self._graph.nodes:
+            if node.op == "output":
+                break
+            self.env[node] = next(given) if node.op == "placeholder" else self.run_node(node)
+            for place in places.get(node, ()):
+                yield place, self.env[node].to(node.meta["val"].dtype)
+            for done in (*node.all_input_nodes, node):
+                if last_read.get(done, done) is node:
+                    self.env.pop(done, None)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; floats that were computed are float64 until the end."""

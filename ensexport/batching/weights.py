@@ -8,7 +8,8 @@ and one member can be replaced without a new export.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,8 +18,10 @@ from torch import fx
 
 from ensexport.batching.precision import Float64Interpreter
 from ensexport.errors import StackError
+from ensexport.members.tensors import raw_bytes
 
 Kind = Literal["stacked", "folded", "shared", "member"]
+Put = Callable[[str, int, memoryview], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,18 @@ class PackedWeight:
             return (n_members * self.piece_shape[0], *self.piece_shape[1:])
         return self.piece_shape
 
+    def n_bytes(self, n_members: int) -> int:
+        """Size of the initializer in an ensemble of `n_members`."""
+        return math.prod(self.shape(n_members)) * self.dtype.itemsize
+
+    def place(self, member_index: int) -> int | None:
+        """Where among the initializer's bytes a member's piece begins, in one run; None if it has no piece there."""
+        first, end = self.members or (0, member_index + 1)
+        if self.kind in ("stacked", "folded"):
+            size = math.prod(self.piece_shape) * self.dtype.itemsize
+            return (member_index - first) * size if first <= member_index < end else None
+        return 0 if member_index == (self.member_index or 0) else None
+
 
 @dataclass(frozen=True)
 class WeightProgram:
@@ -72,11 +87,14 @@ class WeightProgram:
     constants: Mapping[str, torch.Tensor]
     packed: tuple[PackedWeight, ...]
 
-    def pieces(self, state: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return one member's pieces, each contiguous; what is computed is rounded once, at the end.
+    def pieces(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield one member's pieces as they are finished; what is computed is rounded once, at the end.
 
         Args:
             state: The member's parameters and buffers by name.
+
+        Yields:
+            Index of the piece, and the piece, contiguous. One at a time is in memory.
 
         Raises:
             StackError: One of them has another shape than the graph was made for.
@@ -91,36 +109,43 @@ class WeightProgram:
                     hint="Is it changed by forward? Then compute it without storing.",
                 )
         with torch.no_grad():
-            pieces: tuple[torch.Tensor, ...] = Float64Interpreter(self.module).run(*leaves)
-        return tuple(piece.detach().contiguous() for piece in pieces)
+            for index, piece in Float64Interpreter(self.module).stream(leaves):
+                yield index, piece.detach().contiguous()
+
+    def write(self, state: Mapping[str, torch.Tensor], member_index: int, put: Put) -> None:
+        """Write one member's share of every initializer.
+
+        Args:
+            state: The member's parameters and buffers by name.
+            member_index: The member.
+            put: Called as `(name, place, bytes)`: where in which initializer a run of bytes begins.
+        """
+        weights: dict[int, list[PackedWeight]] = {}
+        for weight in self.packed:
+            if weight.place(member_index) is not None:
+                weights.setdefault(weight.piece, []).append(weight)
+        for index, piece in self.pieces(state):
+            for weight in weights.get(index, ()):
+                place = weight.place(member_index)
+                assert place is not None
+                put(weight.name, place, raw_bytes(piece).numpy().data)
 
     def pack(self, states: Iterable[Mapping[str, torch.Tensor]], n_members: int) -> dict[str, torch.Tensor]:
-        """Return every initializer by name, filled member by member.
+        """Return every initializer by name, in memory, filled member by member.
 
         Args:
             states: One state a member, read one at a time.
             n_members: N.
         """
         packed = {weight.name: torch.empty(weight.shape(n_members), dtype=weight.dtype) for weight in self.packed}
-        for member_index, state in enumerate(states):
-            pieces = self.pieces(state)
-            for weight in self.packed:
-                self._write(packed[weight.name], weight, pieces[weight.piece], member_index)
-        return packed
+        views = {name: raw_bytes(tensor).numpy().data for name, tensor in packed.items()}
 
-    @staticmethod
-    def _write(target: torch.Tensor, weight: PackedWeight, piece: torch.Tensor, member_index: int) -> None:
-        first, end = weight.members or (0, member_index + 1)
-        place = member_index - first
-        if weight.kind in ("stacked", "folded") and not first <= member_index < end:
-            return
-        if weight.kind == "stacked":
-            target[place].copy_(piece)
-        elif weight.kind == "folded":
-            size = weight.piece_shape[0]
-            target[place * size : (place + 1) * size].copy_(piece)
-        elif member_index == (weight.member_index or 0):
-            target.copy_(piece)
+        def put(name: str, place: int, values: memoryview) -> None:
+            views[name][place : place + len(values)] = values
+
+        for member_index, state in enumerate(states):
+            self.write(state, member_index, put)
+        return packed
 
 
 class WeightPacker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from ensexport.bench.files import Feeds, Files, make_feeds, prepare, weight_byte
 from ensexport.bench.names import MODES, OWN_LAYOUT, check_alternative, check_members, default_alternatives
 from ensexport.bench.report import BenchReport, Row
 from ensexport.bench.torch_loops import load_source
+from ensexport.clock import OnStage
 from ensexport.compare import Array, compare_arrays
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, ProviderError, UsageError
 from ensexport.members import Members
@@ -33,7 +34,6 @@ from ensexport.timing.exchange import write_feed
 from ensexport.timing.measure import Timing, Worker, measure
 from ensexport.timing.memory import available_mb
 
-OnStage = Callable[[str, int, int], None]
 _PROCESS_SHARE = 1.3  # what a process takes, as a share of the weights it holds
 _MEMORY_SHARE = 0.5  # of what is available: more at a time, and a machine may begin to swap
 

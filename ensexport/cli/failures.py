@@ -10,6 +10,7 @@ import click
 from ensexport.cli.interrupts import Terminated
 from ensexport.cli.streams import write_json
 from ensexport.errors import EnsexportError
+from ensexport.memory_errors import out_of_memory, unexplained
 
 
 def report_failure(error: BaseException, *, command: str, as_json: bool, debug: bool) -> int:
@@ -39,9 +40,7 @@ def report_failure(error: BaseException, *, command: str, as_json: bool, debug: 
 
 def _describe(error: BaseException) -> tuple[dict[str, Any], int]:
     """Return the `error` object and the exit code."""
-    exit_code = 1
-    hint = "This is a bug in ensexport: run `ensexport --debug ...` and report the traceback."
-    details = _details("E_INTERNAL", f"internal error: {type(error).__name__}: {error}", hint)
+    error = out_of_memory(error) or error
     if isinstance(error, EnsexportError):
         details, exit_code = error.to_dict(), error.exit_code
     elif isinstance(error, click.ClickException):
@@ -55,8 +54,11 @@ def _describe(error: BaseException) -> tuple[dict[str, Any], int]:
         reason = error.strerror or str(error)
         details = _details("E_ENVIRONMENT", f"the system refused: {file}{reason}.", "Check disk space and permissions.")
         exit_code = 7
-    elif isinstance(error, MemoryError):
-        details, exit_code = _details("E_ENVIRONMENT", f"not enough memory. {error}".strip()), 7
+    elif (shortage := unexplained(error)) is not None:
+        details, exit_code = shortage.to_dict(), shortage.exit_code
+    else:
+        hint = "This is a bug in ensexport: run `ensexport --debug ...` and report the traceback."
+        details, exit_code = _details("E_INTERNAL", f"internal error: {type(error).__name__}: {error}", hint), 1
     return details, exit_code
 
 

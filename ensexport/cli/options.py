@@ -110,6 +110,12 @@ rtol = click.option(
     metavar="X",
     help="Relative part of the bound on the error, as a share of the largest value.",
 )
+validate_members = click.option(
+    "--validate-members",
+    metavar="WHICH",
+    help="Members to compare with the loop: all (default), or for the very large none, or a list of first, last and a "
+    "number of random ones: first,last,8.",
+)
 force = click.option("--force", is_flag=True, help="Replace outputs that exist.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object on stdout.")
 

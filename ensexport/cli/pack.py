@@ -42,6 +42,7 @@ from ensexport.staging import Staging
     options.tune_batch,
     options.atol,
     options.rtol,
+    options.validate_members,
     click.option("--output-names", metavar="A,B", help="New names for the outputs, in order."),
     options.force,
     click.option("--dry-run", is_flag=True, help="Read and compare the members, check the outputs, write nothing."),
@@ -61,8 +62,14 @@ def command(obj: Invocation, /, checkpoints: tuple[str, ...], outputs: tuple[str
         from ensexport.packing import pack
 
         report = pack(
-            checkpoints, outputs, **arguments, force=force, dry_run=dry_run, on_stage=listen
-        ).to_dict()  # fmt: skip
+            checkpoints,
+            outputs,
+            **arguments,
+            force=force,
+            dry_run=dry_run,
+            on_stage=listen,
+            on_estimate=obj.say_estimate,
+        ).to_dict()
     settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]
     answer = {"command": "pack", "ok": True, **report}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from ensexport.cli.failures import report_failure
+from ensexport.cli.guard import guarded, is_limited
 from ensexport.cli.interrupts import Terminated
 from ensexport.cli.invocation import Invocation
 from ensexport.cli.options import example
@@ -35,6 +37,12 @@ class _Root(click.Group):
     def main(self, args: Sequence[str] | None = None, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Run the command line and exit with a code of the contract."""
         arguments = list(sys.argv[1:] if args is None else args)
+        if is_limited():
+            sys.exit(guarded(functools.partial(self._run, arguments), functools.partial(_report, arguments)))
+        sys.exit(self._run(arguments))
+
+    def _run(self, arguments: list[str]) -> int:
+        """Run and return the exit code."""
         invocation = Invocation()
         try:
             with invocation.interrupts.caught():
@@ -44,7 +52,7 @@ class _Root(click.Group):
             code = 7
         except (KeyboardInterrupt, Terminated) as error:  # a second signal, while the answer to the first was written
             code = 130 if isinstance(error, KeyboardInterrupt) else 143
-        sys.exit(code)
+        return code
 
     def _answer(self, arguments: list[str], invocation: Invocation) -> int:
         """Run; every error is caught here and nowhere else.
@@ -59,10 +67,16 @@ class _Root(click.Group):
         except BrokenPipeError:
             raise
         except BaseException as error:  # noqa: BLE001 - a bug of ours becomes exit 1 here
-            options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-            command = next((argument for argument in options if argument in _COMMANDS), "")
-            return report_failure(error, command=command, as_json="--json" in options, debug=invocation.debug)
+            if invocation.reserve is not None:
+                invocation.reserve.release()
+            return _report(arguments, error, debug=invocation.debug)
         return 0
+
+
+def _report(arguments: list[str], error: BaseException, *, debug: bool = False) -> int:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    command = next((argument for argument in options if argument in _COMMANDS), "")
+    return report_failure(error, command=command, as_json="--json" in options, debug=debug)
 
 
 @click.group(

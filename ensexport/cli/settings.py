@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ensexport.choice import MemberChoice, parse_choice
 from ensexport.errors import ConfigError, UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
 from ensexport.members.selection import Selection
@@ -106,7 +107,17 @@ class Settings:
             "tune_batches": self._tune_batches(),
             "output_names": names or None,
             "tolerance": self.tolerance,
+            "choice": self.choice,
         }
+
+    @property
+    def choice(self) -> MemberChoice:
+        """The members to compare with the loop.
+
+        Raises:
+            UsageError: `--validate-members` cannot be read.
+        """
+        return parse_choice(str(self.values.get("validate-members", "all")))
 
     def _tune_batches(self) -> list[int]:
         given = self.values.get("tune-batch", "1,8")

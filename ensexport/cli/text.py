@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ensexport.cli.members_text import inspection_lines, members_lines, size_text
+from ensexport.cli.members_text import inspection_lines, members_lines
 from ensexport.members.wording import show_path
+from ensexport.resources import size_text
+
+MOST_MEMBERS = 40
+"""Members that are listed where the list is not the answer."""
 
 
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     """How the proof went."""
     checks = validation["checks"]
+    if not checks:
+        yield "proof: NONE, nothing was compared with the loop (--validate-members none)"
+        return
     batches = sorted({check["batch"] for check in checks if check["batch"] is not None})
     where = f" at batch {', '.join(map(str, batches))}" if batches else ""
-    yield f"proof: {len(checks)} comparisons with the loop over the members{where}, all within tolerance"
+    chosen = validation["members"]
+    whom = "the members" if chosen == "all" else f"{len(chosen)} of the members ({', '.join(map(str, chosen))})"
+    yield f"proof: {len(checks)} comparisons with the loop over {whom}{where}, all within tolerance"
     for name, (low, high) in validation["integer_inputs"].items():
         yield f"  integers in {name}: {low} to {'the number of ids' if high is None else high}"
     yield f"  worst error {validation['max_error']:.2g} of the largest value, allowed {validation['tolerance']:.2g}"
@@ -45,7 +54,7 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
         yield from inspection_lines(report)
         yield "dry run: nothing was exported or written"
         return
-    yield from members_lines(report)
+    yield from members_lines(report, most=MOST_MEMBERS)
     yield from plan_lines(report["plan"])
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"

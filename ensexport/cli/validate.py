@@ -11,7 +11,7 @@ from ensexport.cli.invocation import Invocation
 from ensexport.cli.members_text import members_lines
 from ensexport.cli.settings import Settings
 from ensexport.cli.streams import write_json
-from ensexport.cli.text import validation_lines
+from ensexport.cli.text import MOST_MEMBERS, validation_lines
 from ensexport.members.discovery import find_checkpoints
 from ensexport.spec import artifact_format
 
@@ -29,6 +29,7 @@ from ensexport.spec import artifact_format
     options.target,
     options.atol,
     options.rtol,
+    options.validate_members,
     options.as_json,
 )
 @click.pass_obj
@@ -46,10 +47,10 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], con
 
         members = load_members(list(checkpoints), **loading, on_progress=lambda _path, *count: listen("load", *count))
         report = validate(artifact, members, tolerance=settings.tolerance, provider=settings.provider,
-                          on_progress=listen)  # fmt: skip
+                          choice=settings.choice, on_progress=listen)  # fmt: skip
     settings.say_warnings(members.warnings, quiet=obj.quiet)
     warnings = [*settings.warnings, *members.warnings]
     answer = {"command": "validate", "ok": True, "artifact": artifact, **members_dict(members),
               "validation": report.to_dict(), "warnings": warnings}  # fmt: skip
-    text = "\n".join([*members_lines(answer), *validation_lines(answer["validation"])])
+    text = "\n".join([*members_lines(answer, most=MOST_MEMBERS), *validation_lines(answer["validation"])])
     write_json(answer) if as_json else click.echo(text)

@@ -226,6 +226,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "tune-batch": ("a list of positive integers or a comma-separated string", _integers_or_commas),
     "atol": ("a number of 0 or more", _size),
     "rtol": ("a number of 0 or more", _size),
+    "validate-members": ("a string", _text),
     "output-names": ("a list of strings or a comma-separated string", _texts_or_commas),
 }
 

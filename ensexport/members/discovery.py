@@ -43,6 +43,14 @@ class Source:
     note: str = ""
     is_explicit: bool = False
 
+    def size_bytes(self) -> int:
+        """Bytes of the file, or of the folder's files; 0 for what cannot be looked at."""
+        files = [self.path] if self.folder is None else list(self.folder.source.parent.iterdir())
+        try:
+            return sum(file.stat().st_size for file in files)
+        except OSError:
+            return 0
+
 
 @dataclass(frozen=True)
 class Discovery:

@@ -16,23 +16,25 @@ import torch
 from ensexport.errors import EnsexportError, InputRefusedError, NonFiniteWeightsError, NoWeightsError, StackError
 from ensexport.members.agreement import check_states_agree
 from ensexport.members.architecture import ModelSource, resolve_architecture
+from ensexport.members.checkpoint import Ledger
 from ensexport.members.differences import Differing, differing
 from ensexport.members.discovery import Source, find_checkpoints
 from ensexport.members.facts import Facts
-from ensexport.members.fitting import Blueprint, check_fit, check_ties, read_blueprint
-from ensexport.members.libraries import OWN_NAME, own_architecture
+from ensexport.members.fitting import check_fit, check_ties, read_blueprint
+from ensexport.members.libraries import OWN_NAME
 from ensexport.members.loading import (
     Progress,
     describe_choices,
     find_repeats,
     no_weights_reason,
     nonfinite_error,
-    split_members,
+    read_own_architecture,
 )
-from ensexport.members.member import Member, member_label
+from ensexport.members.member import Member
 from ensexport.members.network_config import check_configs_agree
 from ensexport.members.outliers import Summary, find_outliers, summarise
-from ensexport.members.reading import Checkpoint, read_checkpoint
+from ensexport.members.reader import Reader
+from ensexport.members.reading import Checkpoint
 from ensexport.members.scalars import Scalar
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.tensors import find_nonfinite, weights_digest
@@ -48,7 +50,7 @@ class InspectedMember:
         index: Its place among the members; None if it was refused.
         path: The file or folder.
         problem: Why `pack` would refuse it; None if it would not.
-        member: The member, its tensors without their values; None if nothing could be read.
+        member: The member; None if nothing could be read.
         format: See `LoadedFile`.
         size_bytes: Size of the file or files.
         note: Why it was taken rather than what lay beside it.
@@ -67,7 +69,7 @@ class InspectedMember:
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of the JSON contract with what `inspect` adds to it."""
         names = ("sha256", "container_key", "stripped_prefix", "weights", "part", "weights_sha256")
-        state = self.member.state if self.member else {}
+        state = self.member.shapes if self.member else {}
         return {
             "index": self.index,
             "path": self.path,
@@ -142,7 +144,7 @@ def inspect_members(
         selection: Where in the files the weights lie.
         trust: What may run code.
         allow_nonfinite: NaN and Inf are no problem.
-        on_progress: Called as `(path, done, total)` after each file.
+        on_progress: Called as `(path, done, total)` after each checkpoint, in bytes.
 
     Raises:
         UsageError: A path does not exist, or `model` has an unknown form.
@@ -150,35 +152,26 @@ def inspect_members(
         ArchitectureError: The architecture cannot be imported or built.
     """
     found = find_checkpoints([paths] if isinstance(paths, str | Path) else list(paths))
+    ledger, base = Ledger(), Path.cwd()
     if model == OWN_NAME:
-        model, said = _own_architecture(found.sources, selection, trust)
+        model, said = read_own_architecture(found.sources, selection, trust, ledger)
         model_args = said | dict(model_args or {})
     blueprint = None if model is None else read_blueprint(resolve_architecture(model, model_args, base_dir))
-    survey = _Survey(blueprint, allow_nonfinite=allow_nonfinite)
+    reader = Reader(selection, trust, ledger, blueprint, base)
+    survey = _Survey(reader, allow_nonfinite=allow_nonfinite)
     skipped = list(found.skipped)
-    for done, source in enumerate(found.sources, start=1):
+    sizes = [source.size_bytes() for source in found.sources]
+    for number, source in enumerate(found.sources, start=1):
         try:
-            survey.add(source, read_checkpoint(source, selection=selection, trust=trust))
+            survey.add(source, reader.open(source))
         except (InputRefusedError, StackError) as error:
             if isinstance(error, NoWeightsError) and not source.is_explicit:
                 skipped.append(SkippedFile(str(source.path), no_weights_reason(error)))
             else:
                 survey.refuse(source, error)
         if on_progress is not None:
-            on_progress(str(source.path), done, len(found.sources))
+            on_progress(str(source.path), sum(sizes[:number]), sum(sizes))
     return survey.result(tuple(skipped), found.warnings)
-
-
-def _own_architecture(sources: Sequence[Source], selection: Selection, trust: Trust) -> tuple[str, dict[str, Any]]:
-    """Read what timm's checkpoints say their network is; those that cannot be read say nothing."""
-    origins = []
-    for index, source in enumerate(sources):
-        try:
-            checkpoint = read_checkpoint(source, selection=selection, trust=trust)
-        except InputRefusedError:
-            continue  # reported in its place when the members are read
-        origins.append((member_label(index, str(source.path)), checkpoint.origin))
-    return own_architecture(origins)
 
 
 class _Stage(IntEnum):
@@ -200,15 +193,16 @@ def _stage(row: InspectedMember) -> _Stage:
 class _Survey:
     """Gathers facts, one checkpoint after the other."""
 
-    def __init__(self, blueprint: Blueprint | None, *, allow_nonfinite: bool) -> None:
-        self._blueprint = blueprint
+    def __init__(self, reader: Reader, *, allow_nonfinite: bool) -> None:
+        self._reader = reader
+        self._blueprint = reader.blueprint
         self._allow_nonfinite = allow_nonfinite
         self._rows: list[InspectedMember] = []
         self._summaries: dict[int, Summary] = {}
         self._files: list[tuple[str, Checkpoint]] = []
         self._configs: list[Mapping[str, Scalar] | None] = []
         self._warnings: list[str] = []
-        self._first: tuple[str, dict[str, torch.Tensor]] | None = None
+        self._first: tuple[str, Mapping[str, torch.Tensor]] | None = None
 
     def refuse(self, source: Source, problem: EnsexportError) -> None:
         """Note a checkpoint that cannot be read."""
@@ -218,23 +212,27 @@ class _Survey:
         """Note the member or members of one checkpoint.
 
         Raises:
-            StackError: They cannot be told apart, see `split_members`.
+            StackError: They cannot be told apart, see `split_state`.
         """
-        members, notes = split_members([(str(source.path), checkpoint)], self._blueprint, start=len(self._summaries))
-        self._warnings += notes
-        self._files.append((str(source.path), replace(checkpoint, state={})))
-        for member in members:
-            shapes = {name: tensor.to("meta") for name, tensor in member.state.items()}
-            problem = self._problem(member, shapes)
-            self._summaries[member.index] = summarise(member.state)
+        found = self._reader.members_of(source, checkpoint, start=len(self._summaries))
+        self._files.append((str(source.path), checkpoint.without_values()))
+        for member, state in found:
+            problem = self._problem(member, state)
+            self._summaries[member.index] = summarise(state)
             self._configs.append(checkpoint.config)
-            known = replace(member, weights_sha256=weights_digest(member.state), state=shapes)
             self._rows.append(
                 InspectedMember(
-                    member.index, member.path, problem, known, checkpoint.format, checkpoint.size_bytes, source.note,
+                    member.index,
+                    member.path,
+                    problem,
+                    replace(member, weights_sha256=weights_digest(state)),
+                    checkpoint.format,
+                    checkpoint.size_bytes,
+                    source.note,
                     checkpoint.facts,
                 )
-            )  # fmt: skip
+            )
+            del state  # before the next one is read
 
     def result(self, skipped: tuple[SkippedFile, ...], warnings: Sequence[str]) -> Inspection:
         """Compare the members with each other."""
@@ -249,7 +247,13 @@ class _Survey:
         found = [(_stage(row), row.problem) for row in self._rows if row.problem is not None]
         problems = [problem for _, problem in sorted(found + configs, key=lambda item: item[0])]
         outliers = find_outliers([self._summaries[member.index] for member in members], labels)
-        texts = [*warnings, *describe_choices(self._files), *self._warnings, *find_repeats(members)]
+        texts = [
+            *warnings,
+            *describe_choices(self._files),
+            *self._reader.notes(),
+            *self._warnings,
+            *find_repeats(members),
+        ]
         return Inspection(
             architecture=None if self._blueprint is None else self._blueprint.name,
             members=tuple(self._rows),
@@ -259,20 +263,20 @@ class _Survey:
             problems=tuple(problems),
         )
 
-    def _problem(self, member: Member, shapes: dict[str, torch.Tensor]) -> EnsexportError | None:
+    def _problem(self, member: Member, state: dict[str, torch.Tensor]) -> EnsexportError | None:
         """The first reason why `pack` would refuse a member."""
-        names = find_nonfinite(member.state)
+        names = find_nonfinite(state)
         try:
             if names and not self._allow_nonfinite:
                 raise nonfinite_error(member, names)
             if self._blueprint is not None:
-                check_fit(member.label, member.state, self._blueprint)
-                check_ties(member.label, member.state, self._blueprint)
+                check_fit(member.label, state, self._blueprint)
+                check_ties(member.label, state, self._blueprint)
             if self._first is not None:
-                check_states_agree([self._first, (member.label, shapes)])
+                check_states_agree([self._first, (member.label, member.shapes)])
         except (NonFiniteWeightsError, StackError) as error:
             return error
         if names:
             self._warnings.append(nonfinite_error(member, names).message)
-        self._first = self._first or (member.label, shapes)
+        self._first = self._first or (member.label, member.shapes)
         return None

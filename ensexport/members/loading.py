@@ -1,4 +1,4 @@
-"""Checkpoint files -> members: read, compared with each other and with the architecture, ready to be built.
+"""Checkpoint files -> members: read one at a time, compared with each other and with the architecture.
 
 What `load_members` returns is known to fit on one member axis; later stages need not look again.
 """
@@ -6,30 +6,40 @@ What `load_members` returns is known to fit on one member axis; later stages nee
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ensexport.errors import CheckpointError, NonFiniteWeightsError, NoWeightsError, UsageError
+from ensexport.errors import (
+    CheckpointError,
+    InputRefusedError,
+    NonFiniteWeightsError,
+    NoWeightsError,
+    StackError,
+    UsageError,
+)
 from ensexport.members.agreement import check_states_agree
 from ensexport.members.architecture import ModelSource, resolve_architecture
-from ensexport.members.discovery import Discovery, find_checkpoints
-from ensexport.members.fitting import Blueprint, Fitted, check_fit, check_ties, read_blueprint
+from ensexport.members.checkpoint import Ledger
+from ensexport.members.discovery import Discovery, Source, find_checkpoints
+from ensexport.members.equality import EqualTensors
+from ensexport.members.fitting import check_fit, check_ties, read_blueprint
 from ensexport.members.libraries import OWN_NAME, own_architecture
 from ensexport.members.member import Member, Members, member_label
 from ensexport.members.network_config import check_configs_agree
-from ensexport.members.outliers import find_outliers, summarise
-from ensexport.members.parts import Part, split_state
-from ensexport.members.reading import Checkpoint, read_checkpoint
+from ensexport.members.outliers import Summary, find_outliers, summarise
+from ensexport.members.reader import Reader, members_text
+from ensexport.members.reading import Checkpoint, open_checkpoint
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.tensors import find_nonfinite, weights_digest
 from ensexport.members.trust import NO_TRUST, Trust
-from ensexport.members.wording import join_numbers, join_some, quote_path, show_path
+from ensexport.members.wording import join_some, show_path
 from ensexport.spec import SkippedFile
 
 Key = TypeVar("Key", bound=Hashable)
 Progress = Callable[[str, int, int], None]
-"""Called as `(path, done, total)` after each file that was read."""
+"""Called as `(path, done, total)` after each checkpoint that was read, in bytes."""
 
 
 def load_members(
@@ -55,10 +65,10 @@ def load_members(
         selection: Where in the files the weights lie, as far as the user says so.
         trust: What may run code; by default nothing.
         allow_nonfinite: Take members that hold NaN or Inf, with a warning.
-        on_progress: Called as `(path, done, total)` after each file.
+        on_progress: Called as `(path, done, total)` after each checkpoint, in bytes.
 
     Returns:
-        The members in order. All tensors are in memory.
+        The members in order. Their weights stay in the files and are read again, a member at a time, when needed.
 
     Raises:
         UsageError: A path does not exist, `model` has an unknown form, or arguments are given without it.
@@ -70,52 +80,116 @@ def load_members(
     if model is None and model_args:
         raise UsageError(f"arguments ({', '.join(model_args)}) are given without a model.", hint="Give --model.")
     found = find_checkpoints([paths] if isinstance(paths, str | Path) else list(paths))
-    files, skipped = _read_all(found, selection, trust, on_progress)
-    warnings = [*found.warnings, *describe_choices(files)]
-    architecture = blueprint = None
+    ledger, base = Ledger(), Path.cwd()
     if model == OWN_NAME:
-        labelled = [(member_label(index, path), file.origin) for index, (path, file) in enumerate(files)]
-        model, said = own_architecture(labelled)
+        model, said = read_own_architecture(found.sources, selection, trust, ledger)
         model_args = said | dict(model_args or {})
-    if model is not None:
-        architecture = resolve_architecture(model, model_args, base_dir)
-        blueprint = read_blueprint(architecture)
-    members, notes = split_members(files, blueprint)
-    warnings += notes
-    warnings += _check_finite(members, allow_nonfinite=allow_nonfinite)
-    members = [replace(member, weights_sha256=weights_digest(member.state)) for member in members]
+    architecture = None if model is None else resolve_architecture(model, model_args, base_dir)
+    blueprint = None if architecture is None else read_blueprint(architecture)
+    intake = _Intake(Reader(selection, trust, ledger, blueprint, base), allow_nonfinite=allow_nonfinite)
+    skipped = intake.read_all(found, on_progress)
+    members = intake.members
+    intake.raise_problems()
     check_configs_agree([member.label for member in members], [member.config for member in members])
-    check_states_agree([(member.label, member.state) for member in members])
+    check_states_agree([(member.label, member.shapes) for member in members])
     if blueprint is not None:
-        check_fit(members[0].label, members[0].state, blueprint)
-        for member in members:
-            check_ties(member.label, member.state, blueprint)
-    warnings += find_repeats(members)
-    summaries = [summarise(member.state) for member in members]
-    warnings += [outlier.text for outlier in find_outliers(summaries, [member.label for member in members])]
-    return Members(members, architecture=architecture, skipped=skipped, warnings=tuple(warnings))
+        check_fit(members[0].label, members[0].shapes, blueprint)
+        if intake.untied is not None:
+            raise intake.untied
+    outliers = find_outliers(intake.summaries, [member.label for member in members])
+    warnings = [*found.warnings, *intake.warnings(), *find_repeats(members), *(outlier.text for outlier in outliers)]
+    return Members(
+        members, architecture=architecture, skipped=skipped, warnings=tuple(warnings), equal=intake.equal.names
+    )
 
 
-def _read_all(
-    found: Discovery, selection: Selection, trust: Trust, on_progress: Progress | None
-) -> tuple[list[tuple[str, Checkpoint]], tuple[SkippedFile, ...]]:
-    """Read every checkpoint that was found. One without weights is skipped, unless it was named or is the only one."""
-    files: list[tuple[str, Checkpoint]] = []
-    skipped = list(found.skipped)
-    refused: CheckpointError | None = None
-    for done, source in enumerate(found.sources, start=1):
+def read_own_architecture(
+    sources: Sequence[Source], selection: Selection, trust: Trust, ledger: Ledger
+) -> tuple[str, dict[str, Any]]:
+    """Read what timm's checkpoints say their network is; those that cannot be read say nothing."""
+    origins = []
+    for index, source in enumerate(sources):
         try:
-            files.append((str(source.path), read_checkpoint(source, selection=selection, trust=trust)))
-        except NoWeightsError as error:
-            if source.is_explicit:
-                raise
-            refused = refused or error
-            skipped.append(SkippedFile(str(source.path), no_weights_reason(error)))
-        if on_progress is not None:
-            on_progress(str(source.path), done, len(found.sources))
-    if refused is not None and not files:
-        raise refused
-    return files, tuple(skipped)
+            checkpoint = open_checkpoint(source, selection=selection, trust=trust, ledger=ledger)
+        except InputRefusedError:
+            continue  # reported in its place when the members are read
+        origins.append((member_label(index, str(source.path)), checkpoint.origin))
+    return own_architecture(origins)
+
+
+class _Intake:
+    """Reads checkpoints one at a time; of each member it keeps what `Members` and the comparisons need."""
+
+    def __init__(self, reader: Reader, *, allow_nonfinite: bool) -> None:
+        self._reader = reader
+        self._allow_nonfinite = allow_nonfinite
+        self._pool = ThreadPoolExecutor(1)  # digests, beside what else is looked at
+        self._files: list[tuple[str, Checkpoint]] = []
+        self._unsplit: StackError | None = None
+        self._nonfinite: list[NonFiniteWeightsError] = []
+        self.members: list[Member] = []
+        self.summaries: list[Summary] = []
+        self.untied: StackError | None = None
+        self.equal = EqualTensors()
+
+    def read_all(self, found: Discovery, on_progress: Progress | None) -> tuple[SkippedFile, ...]:
+        """Read every checkpoint that was found; returns what was skipped.
+
+        One without weights is skipped, unless it was named or is the only one.
+        """
+        skipped = list(found.skipped)
+        refused: CheckpointError | None = None
+        sizes = [source.size_bytes() for source in found.sources]
+        for number, source in enumerate(found.sources, start=1):
+            try:
+                checkpoint = self._reader.open(source)
+                self._files.append((str(source.path), checkpoint.without_values()))
+                self._add(source, checkpoint)
+            except NoWeightsError as error:
+                if source.is_explicit:
+                    raise
+                refused = refused or error
+                skipped.append(SkippedFile(str(source.path), no_weights_reason(error)))
+            if on_progress is not None:
+                on_progress(str(source.path), sum(sizes[:number]), sum(sizes))
+        if refused is not None and not self._files:
+            raise refused
+        return tuple(skipped)
+
+    def _add(self, source: Source, checkpoint: Checkpoint) -> None:
+        """Note the members of one checkpoint. What is wrong with them waits until all files were read."""
+        if self._unsplit is not None:
+            return
+        try:
+            found = self._reader.members_of(source, checkpoint, start=len(self.members))
+        except StackError as error:
+            self._unsplit = error
+            return
+        for member, state in found:
+            digest = self._pool.submit(weights_digest, state)
+            names = find_nonfinite(state)
+            if names:
+                self._nonfinite.append(nonfinite_error(member, names))
+            if self._reader.blueprint is not None and self.untied is None:
+                try:
+                    check_ties(member.label, state, self._reader.blueprint)
+                except StackError as error:
+                    self.untied = error
+            self.summaries.append(summarise(state))
+            self.equal.add(state)
+            self.members.append(replace(member, weights_sha256=digest.result()))
+            del state, digest  # before the next one is read
+
+    def raise_problems(self) -> None:
+        """Refuse what cannot be told apart, and NaN or Inf unless they are allowed."""
+        if self._unsplit is not None:
+            raise self._unsplit
+        if self._nonfinite and not self._allow_nonfinite:
+            raise self._nonfinite[0]
+
+    def warnings(self) -> list[str]:
+        """What was chosen, dropped, and taken though it is not finite."""
+        return [*describe_choices(self._files), *self._reader.notes(), *(error.message for error in self._nonfinite)]
 
 
 def no_weights_reason(error: NoWeightsError) -> str:
@@ -136,78 +210,6 @@ def describe_choices(files: Sequence[tuple[str, Checkpoint]]) -> list[str]:
             f"ones under {key!r} are taken, not {join_some([repr(other) for other in others])} (--weights, --key)."
         )
     return texts
-
-
-def split_members(
-    files: Sequence[tuple[str, Checkpoint]], blueprint: Blueprint | None, *, start: int = 0
-) -> tuple[list[Member], list[str]]:
-    """Find the members in files: with the architecture's names, and all of those that one file holds.
-
-    Args:
-        files: Each path with what it held.
-        blueprint: What the architecture expects; None if it is not known: a file is one member then.
-        start: Index of the first member.
-
-    Returns:
-        The members, without the digest of their weights; and what was dropped, as warnings.
-
-    Raises:
-        StackError: See `split_state`.
-    """
-    members: list[Member] = []
-    counters: dict[int, tuple[str, ...]] = {}
-    others: dict[int, tuple[str, ...]] = {}
-    for path, file in files:
-        for part in _parts(path, file, blueprint):
-            index = start + len(members)
-            counters[index], others[index] = part.fitted.dropped, (*file.left_out, *part.dropped)
-            members.append(
-                Member(
-                    index=index,
-                    path=path,
-                    sha256=file.sha256,
-                    weights_sha256="",
-                    container_key=file.container_key,
-                    stripped_prefix=part.fitted.stripped_prefix,
-                    state=part.fitted.state,
-                    origin=file.origin,
-                    part=part.index,
-                    weights=file.weights,
-                    config=file.config,
-                )
-            )
-    name = blueprint.name if blueprint else ""
-    return members, [
-        *_dropped_texts(counters, f"counters that {name!r} has not."),
-        *_dropped_texts(others, "no part of the network."),
-    ]
-
-
-def _parts(path: str, file: Checkpoint, blueprint: Blueprint | None) -> list[Part]:
-    if blueprint is None:
-        return [Part(Fitted(file.state, file.stripped_prefix, ()), None)]
-    return split_state(quote_path(path), file.state, file.stripped_prefix, blueprint)
-
-
-def _dropped_texts(dropped: Mapping[int, tuple[str, ...]], what: str) -> list[str]:
-    return [
-        f"dropped {join_some([repr(name) for name in names])} from {members_text(group)}: {what}"
-        for names, group in group_by(dropped)
-        if names
-    ]
-
-
-def _check_finite(members: Sequence[Member], *, allow_nonfinite: bool) -> list[str]:
-    warnings = []
-    for member in members:
-        names = find_nonfinite(member.state)
-        if not names:
-            continue
-        error = nonfinite_error(member, names)
-        if not allow_nonfinite:
-            raise error
-        warnings.append(error.message)
-    return warnings
 
 
 def nonfinite_error(member: Member, names: list[str]) -> NonFiniteWeightsError:
@@ -243,8 +245,3 @@ def group_by(keys: Mapping[int, Key]) -> list[tuple[Key, list[int]]]:
     for index, key in keys.items():
         groups.setdefault(key, []).append(index)
     return list(groups.items())
-
-
-def members_text(indices: Sequence[int]) -> str:
-    """`member 3`, or `members 0, 3 and 7`."""
-    return f"{'member' if len(indices) == 1 else 'members'} {join_numbers(indices)}"

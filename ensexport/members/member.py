@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import overload
 
 import torch
@@ -11,8 +11,8 @@ from torch import nn
 
 from ensexport.errors import StackError, UsageError
 from ensexport.members.architecture import Architecture
+from ensexport.members.building import Builder
 from ensexport.members.containers import Origin
-from ensexport.members.rebuilding import load_exactly
 from ensexport.members.scalars import Scalar
 from ensexport.members.selection import Kind
 from ensexport.members.wording import show_path
@@ -30,7 +30,8 @@ class Member:
         weights_sha256: Digest of `state` alone, the same for every file format.
         container_key: The key the state dict lay under; None if it stood alone.
         stripped_prefix: What was taken off every name; None if nothing was.
-        state: Its tensors by name: dense, contiguous, on the CPU.
+        shapes: Its tensors by name without their values: shape and dtype, on device meta.
+        read: Reads its tensors; see `state`.
         origin: What the file says its network is; None if it says nothing.
         part: Its number in the file; None if the file holds one member alone.
         weights: `ema` or `raw` where the file holds both.
@@ -43,11 +44,28 @@ class Member:
     weights_sha256: str
     container_key: str | None
     stripped_prefix: str | None
-    state: dict[str, torch.Tensor]
+    shapes: Mapping[str, torch.Tensor]
+    read: Callable[[], dict[str, torch.Tensor]] = field(repr=False, compare=False)
     origin: Origin | None = None
     part: int | None = None
     weights: Kind | None = None
     config: Mapping[str, Scalar] | None = None
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name, read anew each time: dense, contiguous, on the CPU; tied ones are one object.
+
+        Raises:
+            CheckpointError: The file was changed or removed since it was read first.
+        """
+        return self.read()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its tensors, tied ones counted once."""
+        return sum(
+            tensor.numel() * tensor.dtype.itemsize for tensor in {id(t): t for t in self.shapes.values()}.values()
+        )
 
     @property
     def label(self) -> str:
@@ -63,6 +81,9 @@ class Members(Sequence[Member]):
         architecture: What builds them; None if only the weights are known.
         skipped: What was seen in the checkpoint folders and not taken.
         warnings: What the user should know, one text each.
+        equal: Names of tensors that are bit-equal in all members; None if that is not known.
+
+    The weights stay in the files: `Member.state` and `build` read one member at a time.
     """
 
     def __init__(
@@ -72,11 +93,14 @@ class Members(Sequence[Member]):
         architecture: Architecture | None = None,
         skipped: tuple[SkippedFile, ...] = (),
         warnings: tuple[str, ...] = (),
+        equal: frozenset[str] | None = None,
     ) -> None:
         self._members = tuple(members)
+        self._builder: Builder | None = None
         self.architecture = architecture
         self.skipped = skipped
         self.warnings = warnings
+        self.equal = equal
 
     @overload
     def __getitem__(self, index: int) -> Member: ...
@@ -102,15 +126,23 @@ class Members(Sequence[Member]):
         """How messages name the members, in order."""
         return tuple(member.label for member in self)
 
-    def build(self, member_index: int) -> nn.Module:
-        """Build one member: its own weights in their own dtype, eval mode, no gradients.
+    def equal_names(self) -> frozenset[str] | None:
+        """Names of a built member's parameters and buffers that are bit-equal in all; None if only building can say."""
+        built = self.build(0)
+        assert self._builder is not None
+        if self.equal is None or not self._builder.is_plain:
+            return None
+        others = [name for name, _ in built.named_buffers(remove_duplicate=False) if name not in self[0].shapes]
+        return self.equal | frozenset(others)
 
-        The module's tensors are the member's own, not copies: do not write to them.
+    def build(self, member_index: int) -> nn.Module:
+        """Read and build one member: its own weights in their own dtype, eval mode, no gradients.
 
         Raises:
             UsageError: No architecture was given, or there is no such member.
             ArchitectureError: The architecture cannot be built.
             StackError: The module does not take the weights.
+            CheckpointError: The file was changed or removed since it was read first.
         """
         if self.architecture is None:
             raise UsageError(
@@ -120,15 +152,14 @@ class Members(Sequence[Member]):
         if not 0 <= member_index < len(self):
             raise UsageError(f"there is no member {member_index}: expected 0 to {len(self) - 1}.")
         member = self[member_index]
-        module = self.architecture.build()
+        self._builder = self._builder or Builder(self.architecture)
         try:
-            load_exactly(module, member.state)
+            return self._builder.build(member.read)
         except StackError as error:
             raise StackError(
                 f"cannot build {member.label} with {self.architecture.name!r}: {error.message}",
                 hint=error.hint,
             ) from error
-        return module
 
 
 def member_label(index: int, path: str, part: int | None = None) -> str:

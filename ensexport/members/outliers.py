@@ -38,6 +38,8 @@ MIN_ELEMENTS = 8
 
 _BATCH_COUNTER = "num_batches_tracked"
 _CHUNK = 2**16
+_LARGE_CHUNK = 2**20
+_SMALLEST = 1e-20  # the squares of smaller numbers are no normal float32
 _ADVICE = "look at its training log; leave it out or train it again."
 _ADVICE_FOR_TWO = "look at both training logs; train the worse one again."
 
@@ -76,7 +78,7 @@ class Outlier:
 
 
 def summarise(state: Mapping[str, torch.Tensor]) -> Summary:
-    """Return the norm of each tensor, added up in float64. Integers, but for BatchNorm's counters, say nothing.
+    """Return the norm of each tensor. Integers, but for BatchNorm's counters, say nothing.
 
     Args:
         state: One member's plain, dense tensors.
@@ -178,7 +180,14 @@ def _number(ratio: float) -> str:
 
 
 def _norm(tensor: torch.Tensor) -> float:
-    """The 2-norm, chunk by chunk: in one piece, torch would make a float64 copy of the whole tensor."""
+    """The 2-norm: squares are added up in the tensor's dtype where that is wide enough, chunk by chunk in float64.
+
+    In one piece, torch would make a float64 copy of the whole tensor.
+    """
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().reshape(-1)
+    if flat.dtype == torch.float32:
+        total = math.fsum(float(torch.dot(part, part)) for part in torch.split(flat, _LARGE_CHUNK))
+        if _SMALLEST < total < math.inf:
+            return math.sqrt(total)
     chunks = (flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK))
     return math.hypot(*(float(torch.linalg.vector_norm(chunk.to(torch.float64))) for chunk in chunks))

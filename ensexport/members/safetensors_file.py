@@ -24,7 +24,7 @@ class _HeaderError(ValueError):
 
 
 def load_safetensors(file: BinaryIO, source: str, path: str, *, size_bytes: int) -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file into memory of their own.
+    """Return all tensors of a safetensors file, mapped into memory.
 
     Args:
         file: The open file; its position is undefined afterwards.
@@ -41,8 +41,7 @@ def load_safetensors(file: BinaryIO, source: str, path: str, *, size_bytes: int)
     try:
         _check_header(file, size_bytes)
         with safetensors.safe_open(source, framework="pt", device="cpu") as archive:
-            # Copied out of the memory map: what is done to the file later must not reach the weights.
-            return {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118 - no dict
+            return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - no dict
     except (safetensors.SafetensorError, RecursionError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot read {quote_path(path)}: it is truncated, damaged, or no safetensors file ({error}).",

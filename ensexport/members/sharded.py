@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from ensexport.errors import CheckpointError, IncompleteCheckpointError
-from ensexport.members.checkpoint import LoadedFile, load_file
+from ensexport.members.checkpoint import Ledger, LoadedFile, load_file
 from ensexport.members.file_sets import digest_of_files, neighbour
-from ensexport.members.tensors import plain_state, same_bytes
+from ensexport.members.tensors import check_plain, same_bytes
 from ensexport.members.trust import NO_TRUST, Trust
 from ensexport.members.wording import join_some, quote_path
 
@@ -28,7 +28,7 @@ _MAX_INDEX_BYTES = 64 * 2**20
 _HINT = "Download or save the member again, all its files together."
 
 
-def load_sharded(index: Path, *, trust: Trust = NO_TRUST) -> LoadedFile:
+def load_sharded(index: Path, *, trust: Trust = NO_TRUST, ledger: Ledger | None = None) -> LoadedFile:
     """Read a member whose tensors lie in several files.
 
     Beside what is kept, one shard is in memory at a time.
@@ -36,6 +36,7 @@ def load_sharded(index: Path, *, trust: Trust = NO_TRUST) -> LoadedFile:
     Args:
         index: `model.safetensors.index.json`, `pytorch_model.bin.index.json` or the like.
         trust: What may run code, as for `load_file`.
+        ledger: As for `load_file`.
 
     Returns:
         The tensors by name, in the order of the index. The format is `sharded-safetensors` or `sharded-torch`,
@@ -57,7 +58,7 @@ def load_sharded(index: Path, *, trust: Trust = NO_TRUST) -> LoadedFile:
     digests, size_bytes = {index.name: hashlib.sha256(raw).hexdigest()}, len(raw)
     pool = _Pool(index, weight_map)
     for shard in sorted(set(weight_map.values())):
-        loaded = load_file(neighbour(folder, shard, named_in=index), trust=trust)
+        loaded = load_file(neighbour(folder, shard, named_in=index), trust=trust, ledger=ledger)
         digests[shard] = loaded.sha256
         size_bytes += loaded.size_bytes
         pool.add(shard, loaded)
@@ -79,8 +80,9 @@ class _Pool:
         """Take from a shard what the index places there, and check the rest."""
         path = self.index.parent / shard
         by_index = f"which {quote_path(self.index)}"
-        state = plain_state(_tensors_only(loaded.content, path), str(path), size_bytes=loaded.size_bytes)
-        loaded.check_unchanged()  # what was mapped is copied now
+        content = _tensors_only(loaded.content, path)
+        check_plain(content, str(path), size_bytes=loaded.size_bytes)
+        state = loaded.take(content)
         declared = [name for name, home in self.weight_map.items() if home == shard]
         missing = [repr(name) for name in declared if name not in state]
         if missing:

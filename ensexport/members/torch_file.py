@@ -21,7 +21,7 @@ import torch
 
 from ensexport.errors import CheckpointError, UnsafeCheckpointError
 from ensexport.members.allowed import safe_globals
-from ensexport.members.archive import ZIP_MAGIC, check_archive
+from ensexport.members.archive import ZIP_MAGIC, Archive, check_archive
 from ensexport.members.calls import BlockedError, UnreadableError
 from ensexport.members.outline import Outline, UnknownStepError, find_odd, read_outline
 from ensexport.members.programs import load_pickle, load_program, refuse_program
@@ -41,7 +41,9 @@ def is_torch_head(head: bytes) -> bool:
     return head.startswith(ZIP_MAGIC) or _LEGACY_START.match(head) is not None
 
 
-def load_torch(file: io.BufferedReader, path: str, *, size_bytes: int, trust: Trust) -> tuple[Any, str]:
+def load_torch(
+    file: io.BufferedReader, path: str, *, size_bytes: int, trust: Trust, is_known: bool = False
+) -> tuple[Any, str]:
     """Read a file that is not safetensors.
 
     Args:
@@ -49,6 +51,7 @@ def load_torch(file: io.BufferedReader, path: str, *, size_bytes: int, trust: Tr
         path: For messages.
         size_bytes: Size of the file.
         trust: What may run code.
+        is_known: The file was read before and has not changed: its checksums are right, its pickle does no harm.
 
     Returns:
         What it held, and its format: `torch-zip`, `torch-legacy`, `pickle`, `torchscript` or `pt2`.
@@ -65,7 +68,7 @@ def load_torch(file: io.BufferedReader, path: str, *, size_bytes: int, trust: Tr
     file.seek(0)
     head = file.read(64)
     if head.startswith(ZIP_MAGIC):
-        return _load_zip(file, path, size_bytes, trust)
+        return _load_zip(file, path, size_bytes, trust, is_known=is_known)
     if _LEGACY_START.match(head):
         return _load_legacy(file, path, size_bytes, trust), "torch-legacy"
     return _load_bare(file, path, size_bytes, trust), "pickle"
@@ -80,30 +83,36 @@ def by_name(file: io.BufferedReader, path: str) -> str:
     return opened if Path(opened).exists() else path
 
 
-def _load_zip(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust) -> tuple[Any, str]:
-    archive = check_archive(file, path, size_bytes=size_bytes)
+def _load_zip(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust, *, is_known: bool) -> tuple[Any, str]:
+    archive = check_archive(file, path, size_bytes=size_bytes, is_known=is_known)
     if archive.program is not None:
         if not trust.trust_code:
             raise refuse_program(archive.program, path)
         return load_program(archive.program, by_name(file, path), path), archive.program
     pickled = io.BytesIO(archive.pickle)
-    try:
-        outline = read_outline(pickled, len(archive.pickle))
-        if pickled.tell() != len(archive.pickle):
-            raise UnreadableError(f"its pickle ends at byte {pickled.tell()} of {len(archive.pickle)}")
-        for storage in outline.storages.values():
-            found = archive.records.get(f"data/{storage.key}")
-            if found != storage.size_bytes:
-                raise UnreadableError(
-                    f"its record 'data/{storage.key}' should have {storage.size_bytes} bytes, "
-                    f"{'it has none' if found is None else f'it has {found}'}"
-                )
-    except (BlockedError, UnknownStepError, UnreadableError) as error:
-        if trust.allow_pickle and not _is_damage(error):
-            return load_pickle(by_name(file, path), path, is_torch=True), "torch-zip"
-        raise _explained(error, path, pickled) from error
-    _check_odd(outline, path)
+    if trust.allow_pickle or not is_known:
+        try:
+            _check_outline(archive, pickled, path)
+        except (BlockedError, UnknownStepError, UnreadableError) as error:
+            if trust.allow_pickle and not _is_damage(error):
+                return load_pickle(by_name(file, path), path, is_torch=True), "torch-zip"
+            raise _explained(error, path, pickled) from error
     return _load_safely(by_name(file, path), path, pickled, is_mapped=True), "torch-zip"
+
+
+def _check_outline(archive: Archive, pickled: io.BytesIO, path: str) -> None:
+    """Walk the pickle without running it, and compare what it claims with the records that are there."""
+    outline = read_outline(pickled, len(archive.pickle))
+    if pickled.tell() != len(archive.pickle):
+        raise UnreadableError(f"its pickle ends at byte {pickled.tell()} of {len(archive.pickle)}")
+    for storage in outline.storages.values():
+        found = archive.records.get(f"data/{storage.key}")
+        if found != storage.size_bytes:
+            raise UnreadableError(
+                f"its record 'data/{storage.key}' should have {storage.size_bytes} bytes, "
+                f"{'it has none' if found is None else f'it has {found}'}"
+            )
+    _check_odd(outline, path)
 
 
 def _load_legacy(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust) -> Any:

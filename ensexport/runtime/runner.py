@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,8 +43,8 @@ class Runner(Protocol):
         """Run on inputs by name (in the file's order) and return outputs by name."""
 
 
-def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, ...]) -> list[Runner]:
-    """Load an artifact in every way it will be checked: ONNX with graph optimisation off and on.
+def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, ...]) -> Iterator[Runner]:
+    """Load an artifact in every way it will be checked: ONNX with graph optimisation off and on, one after the other.
 
     Args:
         path: The artifact; its suffix tells the format.
@@ -61,13 +61,15 @@ def open_runners(path: Path, *, provider: str = "cpu", output_names: tuple[str, 
         raise UsageError(f"unknown provider {provider!r}: expected one of {', '.join(_PROVIDERS)}.")
     kind = artifact_format(path)
     if kind == "onnx":
-        from ensexport.runtime.onnx_runner import OnnxRunner
+        from ensexport.runtime.onnx_runner import OnnxRunner, options_for
 
-        return [OnnxRunner(path, provider=provider, optimization=level) for level in ("disabled", "all")]
+        for level in ("disabled", "all"):
+            yield OnnxRunner(path, provider=provider, optimization=level, options=options_for(path))
+        return
     from ensexport.runtime.torch_runner import ExportedRunner, ScriptRunner
 
     runner = ScriptRunner if kind == "torchscript" else ExportedRunner
-    return [runner(path, provider=provider, output_names=output_names)]
+    yield runner(path, provider=provider, output_names=output_names)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

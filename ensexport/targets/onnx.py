@@ -2,7 +2,7 @@
 
 `torch.onnx.export` is never given a module: with a dynamic batch that reports success and writes a fixed one.
 It gets the program with fake weights, so its time and memory do not depend on the ensemble's size; the real bytes
-take their place before the file is written.
+go straight into the file, see `onnx_file`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.tensor_adapters import TorchTensor
 from torch import fx
 from torch.export import ExportedProgram
 
@@ -42,11 +41,12 @@ from ensexport.targets import (
     onnx_sequences,
     onnx_special,
 )
+from ensexport.targets.onnx_file import OnnxFile, Weight, lay_out, weight_of
 from ensexport.targets.program import build_program
+from ensexport.targets.weight_file import WeightFile, put_all
 
 DEFAULT_OPSET = 20
 MIN_OPSET = 18
-_MAX_IN_FILE_BYTES = 2**31 - 2**24  # protobuf's 2 GiB limit, less room for the graph itself
 
 
 def onnx_model(batched: BatchedGraph, output_names: Sequence[str], *, opset: int | None = None) -> ir.Model:
@@ -142,39 +142,38 @@ def _cleaned(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], sym
     onnx_passes.strip_debug_info(model)
 
 
-def write_onnx(
-    model: ir.Model, path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
-) -> tuple[Path, ...]:
-    """Write the model with its weights; external data beside it only where one file cannot hold them.
+def lay_out_onnx(model: ir.Model, name: str, weights: Mapping[str, Weight], metadata: Mapping[str, str]) -> OnnxFile:
+    """Work out the bytes of the model's file; external data beside it only where one file cannot hold the weights.
 
     Args:
-        model: What `onnx_model` returned; its initializers get their values.
-        path: The `.onnx` file; external data goes to `<path>.data`.
-        weights: The packed initializers by name.
+        model: What `onnx_model` returned.
+        name: Name of the `.onnx` file; external data goes to `<name>.data`.
+        weights: The packed initializers by name, without their values.
         metadata: For `metadata_props`.
-
-    Returns:
-        The files written.
     """
-    total = 0
-    for name, value in model.graph.initializers.items():
-        packed = value.meta.get("packed_name", name)
-        if packed in weights:
-            tensor = weights[packed]
-            # The exporter writes a complex number as two real ones in a last dim.
-            value.const_value = TorchTensor(torch.view_as_real(tensor) if tensor.is_complex() else tensor, name=name)
-        assert value.const_value is not None
-        total += value.const_value.nbytes
     for key, text in sorted(metadata.items()):
         model.metadata_props[key] = text
     model.producer_name = "ensexport"
     model.producer_version = metadata.get("ensexport_version", "")
-    if total <= _MAX_IN_FILE_BYTES:
-        ir.save(model, path)
-        return (path,)
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name)
-    return (path, data)
+    return lay_out(model, weights, name)
+
+
+def write_onnx(model: ir.Model, path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the model with weights that are in memory.
+
+    Args:
+        model: What `onnx_model` returned.
+        path: The `.onnx` file; external data goes to `<path>.data`.
+        weights: The packed initializers by name.
+        metadata: For `metadata_props`.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    shapes = {name: weight_of(tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    layout = lay_out_onnx(model, path.name, shapes, metadata)
+    with WeightFile(layout.write(path), layout.places) as file:
+        put_all(file, weights)
 
 
 def _check_dims(model: ir.Model, specs: tuple[TensorSpec, ...]) -> None:

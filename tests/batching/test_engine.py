@@ -70,7 +70,7 @@ def test_members_are_contiguous_ranges_of_each_initializer() -> None:
     members = _members("mlp", 3)
     graph, weights = batched(members, *TABLE["mlp"].inputs)
     for index, member in enumerate(members):
-        alone = graph.weights.pieces(named_tensors(member))
+        alone = dict(graph.weights.pieces(named_tensors(member)))
         for weight in graph.weights.packed:
             piece = alone[weight.piece]
             own = weights[weight.name].flatten()[index * piece.numel() : (index + 1) * piece.numel()]

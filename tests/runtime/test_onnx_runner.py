@@ -27,7 +27,7 @@ def dtype_of(name):
 
 
 def test_an_artifact_is_opened_with_graph_optimisation_off_and_on(tmp_path):
-    runners = open_runners(identity(tmp_path / "a.onnx"), output_names=("y",))
+    runners = list(open_runners(identity(tmp_path / "a.onnx"), output_names=("y",)))
     assert [runner.optimization for runner in runners] == ["disabled", "all"]
     assert {runner.provider for runner in runners} == {"CPUExecutionProvider"}
     levels = [runner.session.get_session_options().graph_optimization_level for runner in runners]
@@ -106,7 +106,7 @@ def test_a_bfloat16_input_takes_no_other_dtype(tmp_path):
 def test_a_file_newer_than_the_runtime(tmp_path, options, limit):
     path = identity(tmp_path / "future.onnx", **options)
     with pytest.raises(OpsetError, match=rf"{ort.__version__} does not run 'future\.onnx'.*\({limit}\)") as caught:
-        open_runners(path, output_names=("y",))
+        list(open_runners(path, output_names=("y",)))
     assert caught.value.exit_code == 6
     assert "--opset" in caught.value.hint
 
@@ -134,7 +134,7 @@ def test_a_provider_that_is_not_there(tmp_path, capsys, provider, name):
     with pytest.raises(
         ProviderError, match=f"{name} (is not available|was asked for)|cannot run on {provider}: .* cannot be found"
     ) as caught:
-        open_runners(identity(tmp_path / "a.onnx"), provider=provider, output_names=("y",))
+        list(open_runners(identity(tmp_path / "a.onnx"), provider=provider, output_names=("y",)))
     assert caught.value.exit_code == 7
     assert "--target cpu" in caught.value.hint or "use the CPU" in caught.value.hint
     assert capsys.readouterr().out == ""
@@ -152,7 +152,7 @@ def test_a_provider_this_build_does_not_have(tmp_path):
 @pytest.mark.parametrize("suffix", ["onnx", "ts", "pt2"])
 def test_an_unknown_provider(tmp_path, suffix):
     with pytest.raises(UsageError, match="unknown provider 'gpu': expected one of cpu, cuda, tensorrt"):
-        open_runners(tmp_path / f"a.{suffix}", provider="gpu", output_names=("y",))
+        list(open_runners(tmp_path / f"a.{suffix}", provider="gpu", output_names=("y",)))
 
 
 def test_the_sessions_options_are_the_callers(tmp_path):

@@ -15,7 +15,7 @@ X = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_is_loaded_and_run(tmp_path, suffix):
-    (runner,) = open_runners(MAKERS[suffix](tmp_path / f"a{suffix}"), output_names=("y",))
+    (runner,) = list(open_runners(MAKERS[suffix](tmp_path / f"a{suffix}"), output_names=("y",)))
     assert (runner.provider, runner.optimization) == ("torch-cpu", "")
     for rows in (3, 1, 2):
         np.testing.assert_array_equal(runner.run({"x": X[:rows]})["y"], np.stack([X[:rows], X[:rows] * 2]))
@@ -24,7 +24,7 @@ def test_a_file_is_loaded_and_run(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_outputs_are_named_in_order(tmp_path, suffix):
     path = MAKERS[suffix](tmp_path / f"a{suffix}", Both())
-    (runner,) = open_runners(path, output_names=("more", "double"))
+    (runner,) = list(open_runners(path, output_names=("more", "double")))
     outputs = runner.run({"x": X})
     assert list(outputs) == ["more", "double"]
     np.testing.assert_array_equal(outputs["more"], X + 1)
@@ -34,7 +34,7 @@ def test_outputs_are_named_in_order(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "c")], ids=["fewer", "more"])
 def test_another_number_of_outputs(tmp_path, suffix, names):
-    (runner,) = open_runners(MAKERS[suffix](tmp_path / f"a{suffix}", Both()), output_names=names)
+    (runner,) = list(open_runners(MAKERS[suffix](tmp_path / f"a{suffix}", Both()), output_names=names))
     with pytest.raises(ArtifactError, match=rf"returns 2 outputs: expected {len(names)} \(a"):
         runner.run({"x": X})
 
@@ -45,7 +45,7 @@ def test_a_damaged_file(tmp_path, suffix, how):
     path = damage(MAKERS[suffix](tmp_path / f"a{suffix}"), how)
     loader = {".ts": "torch.jit.load", ".pt2": "torch.export.load"}[suffix]
     with pytest.raises(ArtifactError, match=rf"{loader} cannot read 'a\{suffix}': ") as caught:
-        open_runners(path, output_names=("y",))
+        list(open_runners(path, output_names=("y",)))
     assert str(tmp_path) not in str(caught.value)
     assert caught.value.exit_code == 3
 
@@ -56,7 +56,7 @@ def test_a_damaged_file(tmp_path, suffix, how):
 def test_there_is_no_cuda_device(tmp_path, suffix, provider):
     path = MAKERS[suffix](tmp_path / f"a{suffix}")
     with pytest.raises(ProviderError, match=rf"cannot run 'a\{suffix}' on {provider}: torch sees no CUDA") as caught:
-        open_runners(path, provider=provider, output_names=("y",))
+        list(open_runners(path, provider=provider, output_names=("y",)))
     assert caught.value.exit_code == 7
 
 
