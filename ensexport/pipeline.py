@@ -141,7 +141,13 @@ def export(
     if "onnx" in formats:
         check_provider(provider)  # before the work, not after
     clock = Clock(on_stage)
-    expected = estimate(formats, _member_bytes(ensemble), len(ensemble), n_validated=len(choice.indices(len(ensemble))))
+    expected = estimate(
+        formats,
+        _member_bytes(ensemble),
+        len(ensemble),
+        n_validated=len(choice.indices(len(ensemble))),
+        equal_bytes=ensemble.equal_bytes if isinstance(ensemble, Members) else 0,
+    )
     if on_estimate is not None:
         on_estimate(expected)
     expected.check_memory()

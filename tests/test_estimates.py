@@ -23,7 +23,17 @@ def test_comparing_takes_the_packed_file_and_one_member():
 def test_torch_writes_its_files_in_memory_and_from_a_scratch_file():
     expected = estimate(["onnx", "torchscript"], GB, 10, n_validated=0)
     assert expected.memory_bytes > 20 * GB
-    assert expected.disk_bytes == 30 * GB
+    assert expected.disk_bytes == 20 * GB
+
+
+def test_what_is_equal_in_all_members_is_kept_once():
+    expected = estimate(["onnx"], GB, 100, n_validated=1, equal_bytes=GB - 10**6)
+    assert expected.packed_bytes == GB - 10**6 + 100 * 10**6
+
+
+def test_with_external_data_there_is_no_scratch_file():
+    assert estimate(["onnx", "torchscript"], GB, 1, n_validated=0).disk_bytes == 3 * GB
+    assert estimate(["onnx", "torchscript"], GB, 3, n_validated=0).disk_bytes == 6 * GB
 
 
 def test_it_is_said_in_words_and_as_json():

@@ -99,6 +99,14 @@ def test_a_checkpoint_that_changes_after_it_was_read_is_refused(folder: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpts"]
 
 
+def test_a_frozen_part_counts_once_in_the_estimate(folder: Path, tmp_path: Path) -> None:
+    first = torch.load(folder / "m0.pt")
+    for path in folder.iterdir():
+        torch.save(torch.load(path) | {name: t for name, t in first.items() if name != "body.3.weight"}, path)
+    report = pack([folder], [tmp_path / "e.onnx"], model=Net, inputs=INPUTS).to_dict()
+    assert report["estimate"]["disk_bytes"] < 1.5 * report["artifacts"][0]["size_bytes"]
+
+
 def test_a_model_may_change_the_current_directory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
