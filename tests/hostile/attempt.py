@@ -1,5 +1,6 @@
 """Load one hostile file as a user would, and note everything that may not happen."""
 
+import gc
 import os
 import tempfile
 import time
@@ -65,6 +66,8 @@ def attempt(case, folder):
     path = case.make(folder)
     size_bytes = path.stat().st_size if path.is_file() else 0
     before = _everything(folder)
+    gc.collect()
+    gc.freeze()  # what earlier tests left is not looked through again, as in a process of its own
     start_bytes, started, began = _peak_bytes(reset=True), time.process_time(), time.perf_counter()
     code, exit_code, message = None, 0, ""
     try:
@@ -77,6 +80,7 @@ def attempt(case, folder):
         code, exit_code, message = repr(error), 1, "".join(traceback.format_exception(error)[-3:])
     seconds = max(time.process_time() - started, (time.perf_counter() - began) / _WAITING)
     end_bytes = _peak_bytes(reset=False)
+    gc.unfreeze()
     growth = None if start_bytes is None or end_bytes is None else end_bytes - start_bytes
     left = sorted(_everything(folder) - before)
     return Result(code, exit_code, message, seconds, growth, left, (folder / "canary").exists(), size_bytes)
