@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ensexport.spec import Artifact, Plan
 from ensexport.stacking import Ensemble
 from ensexport.staging import writing
 from ensexport.targets.onnx_file import OnnxFile, weight_of
-from ensexport.targets.weight_file import WeightFile, fill, make_scratch
+from ensexport.targets.weight_file import States, WeightFile, fill, make_scratch
 from ensexport.version import __version__
 from ensexport.weighting import MemberWeights
 
@@ -117,7 +117,7 @@ class Output:
 def write_artifacts(
     outputs: Sequence[Output],
     batched: BatchedGraph,
-    states: Iterable[Mapping[str, torch.Tensor]],
+    states: States,
     metadata: Mapping[str, Any],
     names: Sequence[str],
     opset: int | None,
@@ -133,7 +133,7 @@ def write_artifacts(
     Args:
         outputs: The files.
         batched: The graph.
-        states: The members' parameters and buffers by name, read one member at a time.
+        states: The members, read one at a time.
         metadata: What the files say of themselves.
         names: Names of the outputs, hidden ones last.
         opset: ONNX opset version; None for the default.

@@ -11,6 +11,7 @@ from ensexport.resources import available_memory, check_disk, check_memory, size
 
 _RUN_TIME_BYTES = 500_000_000
 """What the libraries take while they trace and export: 0.4 GB for ViT-B, torch 2.13."""
+_EXTERNAL_BYTES = 2**31
 _SESSION = 1.2
 """Memory of ONNX Runtime over the weights it holds: 1.1 for ViT-B (1.31, CPU), and what a batch takes."""
 
@@ -80,7 +81,9 @@ _HINTS = {
 }
 
 
-def estimate(formats: Sequence[str], member_bytes: int, n_members: int, *, n_validated: int) -> Estimate:
+def estimate(
+    formats: Sequence[str], member_bytes: int, n_members: int, *, n_validated: int, equal_bytes: int = 0
+) -> Estimate:
     """Work out what packing takes.
 
     Args:
@@ -88,8 +91,9 @@ def estimate(formats: Sequence[str], member_bytes: int, n_members: int, *, n_val
         member_bytes: Bytes of one member's tensors.
         n_members: N.
         n_validated: How many members are compared with the loop.
+        equal_bytes: Bytes of the tensors that are equal in all members, which are kept once.
     """
-    packed = member_bytes * n_members
+    packed = equal_bytes + (member_bytes - equal_bytes) * n_members
     phases: dict[str, dict[str, int]] = {
         "pack": {"one member twice": 2 * member_bytes, "the export": _RUN_TIME_BYTES},
     }
@@ -101,5 +105,6 @@ def estimate(formats: Sequence[str], member_bytes: int, n_members: int, *, n_val
             "one member in its own dtype and in float64": 3 * member_bytes,
             "the file": int(_SESSION * packed),
         }
-    scratch = int(bool(others))
+    # torch reads the weights from the ONNX file's external data where there is any, else from a scratch file.
+    scratch = int(bool(others) and not ("onnx" in formats and packed >= _EXTERNAL_BYTES))
     return Estimate(n_members, member_bytes, packed, phases, packed * (len(formats) + scratch))

@@ -128,7 +128,7 @@ def pack(
     for path in targets:
         artifact_format(path)
     Staging(targets, force=force)  # refuse a bad target before the work, not after
-    clock = Clock(on_stage)
+    clock, base = Clock(on_stage), Path.cwd()
     reading: dict[str, Any] = {
         "model_args": model_args,
         "base_dir": base_dir,
@@ -145,6 +145,8 @@ def pack(
         return PackReport(inspection, None, clock.seconds, clock.peak_bytes)
     with clock.stage("load"):
         members = load_members(list(checkpoints), model, **reading)
+    if Path.cwd() != base:  # the model's code changed it
+        targets = [base / path for path in targets]
     done = export(
         members,
         targets,

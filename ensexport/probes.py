@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from ensexport.batching.examples import ValueRange, random_feed, random_tensor
 from ensexport.batching.source import error_line
 from ensexport.errors import EnsexportError, ModelInputError, UsageError
+from ensexport.resources import size_text
 from ensexport.spec import TensorSpec, batch_dim, dim_names
 from ensexport.stacking.baseline import Feed, run_member
 
@@ -91,6 +92,33 @@ def make_probes(
             )
             probes.append(Probe(sizes, None if batch is None else sizes[batch], seed, feed, is_extreme))
     return probes
+
+
+def batches_that_fit(
+    batches: Sequence[int], activation_bytes: Callable[[int], int]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Leave out the batch sizes at which a whole ensemble's activations take gigabytes; the smallest three stay.
+
+    Args:
+        batches: Sizes of the batch dim.
+        activation_bytes: What the activations of all members take at a batch size.
+
+    Returns:
+        The batch sizes, and what is left out, as warnings.
+    """
+    kept = sorted(batches)[:_FEW]
+    kept += [batch for batch in batches if batch not in kept and activation_bytes(batch) <= _MAX_ACTIVATION_BYTES]
+    left = [batch for batch in batches if batch not in kept]
+    if not left:
+        return tuple(batches), ()
+    text = (
+        f"not compared at batch {', '.join(map(str, left))}, where the members' activations take about "
+        f"{size_text(activation_bytes(min(left)))} and more: run `ensexport bench` there, which compares first."
+    )
+    return tuple(batch for batch in batches if batch in kept), (text,)
+
+
+_MAX_ACTIVATION_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)

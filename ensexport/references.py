@@ -15,6 +15,7 @@ from ensexport.errors import EnsexportError, ModelInputError
 from ensexport.probes import Probe
 from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.stacking.baseline import MemberSource, run_member
+from ensexport.stacking.state import release_tensors
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -72,6 +73,7 @@ def reference_outputs(
                 "take them.",
                 member_index=member_index,
             ) from error
+        release_tensors(module)
         if on_progress is not None:
             on_progress("loop", len(references), len(chosen))
     return references

@@ -45,7 +45,9 @@ class Candidates:
     outputs: Sequence[str]
 
 
-def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHES) -> dict[str, Any]:
+def graph_options(
+    strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHES, *, chunks: int = 1
+) -> dict[str, Any]:
     """The options of `batch_graph` that a strategy stands for.
 
     Args:
@@ -53,6 +55,7 @@ def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHE
             `unrolled` (N branches).
         rules: The target's rules.
         batches: Batch sizes the rules are asked for.
+        chunks: Groups that `auto` runs one after the other, where activations would not fit into memory.
 
     Raises:
         UsageError: There is no such strategy.
@@ -60,7 +63,7 @@ def graph_options(strategy: str, rules: RuleSet, batches: Sequence[int] = BATCHE
     if strategy not in STRATEGIES[:-1]:
         raise UsageError(f"unknown strategy {strategy!r}: expected one of {', '.join(map(repr, STRATEGIES))}.")
     if strategy == "auto":
-        return {"strategy": strategy, "placement": rules.placement(batches), "merges": rules.merges}
+        return {"strategy": strategy, "placement": rules.placement(batches), "merges": rules.merges, "chunks": chunks}
     return {"strategy": strategy}
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from ensexport.batching.examples import BagOffsets, IntegerRange
 from ensexport.errors import ModelInputError, ModelOutputError, UsageError
-from ensexport.probes import BATCHES, SEEDS, find_probes, make_probes, usable_probes
+from ensexport.probes import BATCHES, SEEDS, batches_that_fit, find_probes, make_probes, usable_probes
 from ensexport.spec import parse_inputs
 
 OPEN = {"batch": (1, None), "t": (1, None)}
@@ -210,3 +210,11 @@ def test_rows_that_another_input_points_at_do_not_repeat():
         sizes = {"batch": 3, "count": 4}
         probes = make_probes(specs, (), 2, example_sizes=sizes, dim_ranges=ends, batches=(1, 2, 3, 7))
         assert {probe.base for probe in _cheap(probes, specs, ())[1:]} == {base}
+
+
+def test_batch_sizes_whose_activations_take_gigabytes_are_left_out_and_said():
+    assert batches_that_fit(BATCHES, lambda batch: batch * 1000) == (BATCHES, ())
+    assert batches_that_fit(BATCHES, lambda batch: batch * 140_000_000)[0] == (1, 2, 3, 7)
+    kept, (text,) = batches_that_fit(BATCHES, lambda batch: batch * 10**9)
+    assert kept == (1, 2, 3)  # a dynamic batch shows at these
+    assert text.startswith("not compared at batch 7, 13, where the members' activations take about 7.0 GB and more")

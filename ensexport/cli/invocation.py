@@ -67,7 +67,7 @@ class Invocation:
 
     def say_estimate(self, estimate: Estimate) -> None:
         """Say what will be needed: always where it is much, with `-v` in any case."""
-        if self.verbose or (not self.quiet and estimate.memory_bytes + estimate.disk_bytes >= _MUCH_BYTES):
+        if not self.quiet and (self.verbose or estimate.memory_bytes + estimate.disk_bytes >= _MUCH_BYTES):
             click.echo(str(estimate), err=True)
 
     def _progress(self) -> contextlib.AbstractContextManager[OnStage]:

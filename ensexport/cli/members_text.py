@@ -12,11 +12,16 @@ _MAX_METRICS = 3
 _MAX_DIFFERING = 12
 
 
-def members_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """One line a member and one a skipped file; `inspect` and a dry run know more of each."""
+def members_lines(report: Mapping[str, Any], *, most: int | None = None) -> Iterator[str]:
+    """One line a member and one a skipped file; `inspect` and a dry run know more of each.
+
+    Args:
+        report: What a command answers.
+        most: Show no more members than this; None for all.
+    """
     taken = [member for member in report["members"] if member["index"] is not None]
     yield f"members ({len(taken)})"
-    for member in report["members"]:
+    for member in report["members"][:most]:
         path = show_path(member["path"])
         if member["index"] is None:
             yield f"    x  {path}  refused, see below"
@@ -25,6 +30,8 @@ def members_lines(report: Mapping[str, Any]) -> Iterator[str]:
         notes = "; ".join(_notes(member))
         if notes:
             yield f"       {notes}"
+    if most is not None and len(report["members"]) > most:
+        yield f"  ... {len(report['members']) - most} more: `ensexport inspect` lists all"
     for skipped in report["skipped"]:
         yield f"    -  {show_path(skipped['path'])}  skipped: {skipped['reason']}"
 

@@ -9,6 +9,9 @@ from ensexport.cli.members_text import inspection_lines, members_lines
 from ensexport.members.wording import show_path
 from ensexport.resources import size_text
 
+MOST_MEMBERS = 40
+"""Members that are listed where the list is not the answer."""
+
 
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     """How the proof went."""
@@ -51,7 +54,7 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
         yield from inspection_lines(report)
         yield "dry run: nothing was exported or written"
         return
-    yield from members_lines(report)
+    yield from members_lines(report, most=MOST_MEMBERS)
     yield from plan_lines(report["plan"])
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"

@@ -11,7 +11,7 @@ from ensexport.cli.invocation import Invocation
 from ensexport.cli.members_text import members_lines
 from ensexport.cli.settings import Settings
 from ensexport.cli.streams import write_json
-from ensexport.cli.text import validation_lines
+from ensexport.cli.text import MOST_MEMBERS, validation_lines
 from ensexport.members.discovery import find_checkpoints
 from ensexport.spec import artifact_format
 
@@ -52,5 +52,5 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], con
     warnings = [*settings.warnings, *members.warnings]
     answer = {"command": "validate", "ok": True, "artifact": artifact, **members_dict(members),
               "validation": report.to_dict(), "warnings": warnings}  # fmt: skip
-    text = "\n".join([*members_lines(answer), *validation_lines(answer["validation"])])
+    text = "\n".join([*members_lines(answer, most=MOST_MEMBERS), *validation_lines(answer["validation"])])
     write_json(answer) if as_json else click.echo(text)

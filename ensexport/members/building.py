@@ -6,7 +6,7 @@ Building anew would fill every member with random numbers first, which for ten V
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,26 +36,28 @@ class Builder:
         self._empty: nn.Module | None = None
         self._is_copied = True
 
-    def build(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Return the network with these weights, in eval mode, without gradients; it shares the tensors.
+    def build(self, read: Callable[[], Mapping[str, torch.Tensor]]) -> nn.Module:
+        """Return the network with a member's weights, in eval mode, without gradients; it shares the tensors.
+
+        Args:
+            read: Reads the weights. It is called when the network is there, so that random weights are in memory before
+                or after, and not beside them.
 
         Raises:
             ArchitectureError: The architecture cannot be built.
             StackError: The network does not take the weights.
         """
-        if self._empty is not None:
-            module = copy.deepcopy(self._empty)
-            load_exactly(module, state)
-            if not _is_empty(module):
-                return module
-            self._is_copied, self._empty = False, None  # it fills its tensors in place, and these have no memory
-        module = self._architecture.build()
         if self._is_copied and self._empty is None:
-            self._empty = _empty_copy(module)
+            self._empty = _empty_copy(self._architecture.build())
             self._is_copied = self._empty is not None
-        rest = tensors_outside(module, sharing=False)
+        module = self._architecture.build() if self._empty is None else copy.deepcopy(self._empty)
+        rest = tensors_outside(module, sharing=False) if self.is_plain is None else {}
         before = {name: tensor.detach().clone() for name, tensor in rest.items()}
+        state = read()
         load_exactly(module, state)
+        if self._empty is not None and _is_empty(module):  # it fills its tensors in place, and these have no memory
+            self._is_copied, self._empty = False, None
+            return self.build(read)
         if self.is_plain is None:
             self.is_plain = _takes_as_is(module, state) and _same(before, tensors_outside(module, sharing=False))
         return module

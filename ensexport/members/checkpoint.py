@@ -101,7 +101,7 @@ class Ledger:
     files: dict[str, tuple[os.stat_result, str]] = field(default_factory=dict)
 
     def digest(self, path: str, facts: os.stat_result) -> str | None:
-        """The digest of a file; None if it was not read before.
+        """The digest of a file; None if it was not read before, or may have changed since.
 
         Raises:
             CheckpointError: It was, and has changed since.
@@ -110,7 +110,8 @@ class Ledger:
             return None
         before, sha256 = self.files[path]
         _check_unchanged(before, facts, path)
-        return sha256
+        # A program can set the time of the last change, but not the time when it did so.
+        return sha256 if before.st_ctime_ns == facts.st_ctime_ns else None
 
 
 def load_file(path: str | Path, *, trust: Trust = NO_TRUST, ledger: Ledger | None = None) -> LoadedFile:

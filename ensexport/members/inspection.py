@@ -152,12 +152,12 @@ def inspect_members(
         ArchitectureError: The architecture cannot be imported or built.
     """
     found = find_checkpoints([paths] if isinstance(paths, str | Path) else list(paths))
-    ledger = Ledger()
+    ledger, base = Ledger(), Path.cwd()
     if model == OWN_NAME:
         model, said = read_own_architecture(found.sources, selection, trust, ledger)
         model_args = said | dict(model_args or {})
     blueprint = None if model is None else read_blueprint(resolve_architecture(model, model_args, base_dir))
-    reader = Reader(selection, trust, ledger, blueprint)
+    reader = Reader(selection, trust, ledger, blueprint, base)
     survey = _Survey(reader, allow_nonfinite=allow_nonfinite)
     skipped = list(found.skipped)
     sizes = [source.size_bytes() for source in found.sources]
@@ -232,6 +232,7 @@ class _Survey:
                     checkpoint.facts,
                 )
             )
+            del state  # before the next one is read
 
     def result(self, skipped: tuple[SkippedFile, ...], warnings: Sequence[str]) -> Inspection:
         """Compare the members with each other."""

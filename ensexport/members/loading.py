@@ -80,13 +80,13 @@ def load_members(
     if model is None and model_args:
         raise UsageError(f"arguments ({', '.join(model_args)}) are given without a model.", hint="Give --model.")
     found = find_checkpoints([paths] if isinstance(paths, str | Path) else list(paths))
-    ledger = Ledger()
+    ledger, base = Ledger(), Path.cwd()
     if model == OWN_NAME:
         model, said = read_own_architecture(found.sources, selection, trust, ledger)
         model_args = said | dict(model_args or {})
     architecture = None if model is None else resolve_architecture(model, model_args, base_dir)
     blueprint = None if architecture is None else read_blueprint(architecture)
-    intake = _Intake(Reader(selection, trust, ledger, blueprint), allow_nonfinite=allow_nonfinite)
+    intake = _Intake(Reader(selection, trust, ledger, blueprint, base), allow_nonfinite=allow_nonfinite)
     skipped = intake.read_all(found, on_progress)
     members = intake.members
     intake.raise_problems()
@@ -178,6 +178,7 @@ class _Intake:
             self.summaries.append(summarise(state))
             self.equal.add(state)
             self.members.append(replace(member, weights_sha256=digest.result()))
+            del state, digest  # before the next one is read
 
     def raise_problems(self) -> None:
         """Refuse what cannot be told apart, and NaN or Inf unless they are allowed."""

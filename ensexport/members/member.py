@@ -126,6 +126,13 @@ class Members(Sequence[Member]):
         """How messages name the members, in order."""
         return tuple(member.label for member in self)
 
+    @property
+    def equal_bytes(self) -> int:
+        """Bytes of one member's tensors that are bit-equal in all, as far as that is known; tied ones counted once."""
+        shapes = self[0].shapes
+        tensors = {id(shapes[name]): shapes[name] for name in self.equal or () if name in shapes}
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+
     def equal_names(self) -> frozenset[str] | None:
         """Names of a built member's parameters and buffers that are bit-equal in all; None if only building can say."""
         built = self.build(0)
@@ -154,7 +161,7 @@ class Members(Sequence[Member]):
         member = self[member_index]
         self._builder = self._builder or Builder(self.architecture)
         try:
-            return self._builder.build(member.state)
+            return self._builder.build(member.read)
         except StackError as error:
             raise StackError(
                 f"cannot build {member.label} with {self.architecture.name!r}: {error.message}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -31,12 +32,14 @@ class Reader:
         trust: What may run code.
         ledger: The files that were read so far.
         blueprint: What the architecture expects; None if it is not known: a file is one member then.
+        base: The current directory when the checkpoints were found: a model's code may change it.
     """
 
     selection: Selection
     trust: Trust
     ledger: Ledger
     blueprint: Blueprint | None
+    base: Path
     _signatures: dict[tuple[object, ...], Mapping[str, torch.Tensor]] = field(default_factory=dict)
     _counters: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _others: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -44,6 +47,9 @@ class Reader:
 
     def open(self, source: Source) -> Checkpoint:
         """Find the weights of a checkpoint, see `open_checkpoint`."""
+        if Path.cwd() != self.base:
+            folder = source.folder and replace(source.folder, source=self.base / source.folder.source)
+            source = replace(source, path=self.base / source.path, folder=folder)
         return open_checkpoint(source, selection=self.selection, trust=self.trust, ledger=self.ledger)
 
     def members_of(self, source: Source, checkpoint: Checkpoint, *, start: int) -> Iterator[tuple[Member, State]]:
@@ -79,23 +85,22 @@ class Reader:
     ) -> Iterator[tuple[Member, State]]:
         for number, part in enumerate(parts):
             state = checkpoint.take(part.fitted.state)
-            yield (
-                Member(
-                    index=start + number,
-                    path=str(source.path),
-                    sha256=checkpoint.sha256,
-                    weights_sha256="",
-                    container_key=checkpoint.container_key,
-                    stripped_prefix=part.fitted.stripped_prefix,
-                    shapes=self._shapes(state),
-                    read=functools.partial(self._again, source, checkpoint.sha256, number),
-                    origin=checkpoint.origin,
-                    part=part.index,
-                    weights=checkpoint.weights,
-                    config=checkpoint.config,
-                ),
-                state,
+            member = Member(
+                index=start + number,
+                path=str(source.path),
+                sha256=checkpoint.sha256,
+                weights_sha256="",
+                container_key=checkpoint.container_key,
+                stripped_prefix=part.fitted.stripped_prefix,
+                shapes=self._shapes(state),
+                read=functools.partial(self._again, source, checkpoint.sha256, number),
+                origin=checkpoint.origin,
+                part=part.index,
+                weights=checkpoint.weights,
+                config=checkpoint.config,
             )
+            yield member, state
+            del state  # before the next one is read
 
     def _again(self, source: Source, sha256: str, number: int) -> State:
         """Read a member once more."""

@@ -21,7 +21,7 @@ import torch
 
 from ensexport.errors import CheckpointError, UnsafeCheckpointError
 from ensexport.members.allowed import safe_globals
-from ensexport.members.archive import ZIP_MAGIC, check_archive
+from ensexport.members.archive import ZIP_MAGIC, Archive, check_archive
 from ensexport.members.calls import BlockedError, UnreadableError
 from ensexport.members.outline import Outline, UnknownStepError, find_odd, read_outline
 from ensexport.members.programs import load_pickle, load_program, refuse_program
@@ -51,7 +51,7 @@ def load_torch(
         path: For messages.
         size_bytes: Size of the file.
         trust: What may run code.
-        is_known: The file was read before and has not changed: its checksums are right.
+        is_known: The file was read before and has not changed: its checksums are right, its pickle does no harm.
 
     Returns:
         What it held, and its format: `torch-zip`, `torch-legacy`, `pickle`, `torchscript` or `pt2`.
@@ -90,23 +90,29 @@ def _load_zip(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust,
             raise refuse_program(archive.program, path)
         return load_program(archive.program, by_name(file, path), path), archive.program
     pickled = io.BytesIO(archive.pickle)
-    try:
-        outline = read_outline(pickled, len(archive.pickle))
-        if pickled.tell() != len(archive.pickle):
-            raise UnreadableError(f"its pickle ends at byte {pickled.tell()} of {len(archive.pickle)}")
-        for storage in outline.storages.values():
-            found = archive.records.get(f"data/{storage.key}")
-            if found != storage.size_bytes:
-                raise UnreadableError(
-                    f"its record 'data/{storage.key}' should have {storage.size_bytes} bytes, "
-                    f"{'it has none' if found is None else f'it has {found}'}"
-                )
-    except (BlockedError, UnknownStepError, UnreadableError) as error:
-        if trust.allow_pickle and not _is_damage(error):
-            return load_pickle(by_name(file, path), path, is_torch=True), "torch-zip"
-        raise _explained(error, path, pickled) from error
-    _check_odd(outline, path)
+    if trust.allow_pickle or not is_known:
+        try:
+            _check_outline(archive, pickled, path)
+        except (BlockedError, UnknownStepError, UnreadableError) as error:
+            if trust.allow_pickle and not _is_damage(error):
+                return load_pickle(by_name(file, path), path, is_torch=True), "torch-zip"
+            raise _explained(error, path, pickled) from error
     return _load_safely(by_name(file, path), path, pickled, is_mapped=True), "torch-zip"
+
+
+def _check_outline(archive: Archive, pickled: io.BytesIO, path: str) -> None:
+    """Walk the pickle without running it, and compare what it claims with the records that are there."""
+    outline = read_outline(pickled, len(archive.pickle))
+    if pickled.tell() != len(archive.pickle):
+        raise UnreadableError(f"its pickle ends at byte {pickled.tell()} of {len(archive.pickle)}")
+    for storage in outline.storages.values():
+        found = archive.records.get(f"data/{storage.key}")
+        if found != storage.size_bytes:
+            raise UnreadableError(
+                f"its record 'data/{storage.key}' should have {storage.size_bytes} bytes, "
+                f"{'it has none' if found is None else f'it has {found}'}"
+            )
+    _check_odd(outline, path)
 
 
 def _load_legacy(file: io.BufferedReader, path: str, size_bytes: int, trust: Trust) -> Any:

@@ -32,6 +32,7 @@ _NOT_NUMPY = {"tensor(bfloat16)": onnx.TensorProto.BFLOAT16}
 # ONNX Runtime multiplies float32 with 10 bits of mantissa on recent GPUs unless told not to: no proof of float32 could
 # pass. https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#use_tf32
 _PROVIDER_OPTIONS = {"cuda": {"use_tf32": "0"}}
+_LARGE_BYTES = 500_000_000
 # ONNX Runtime's own words for a file newer than itself (model_load_utils.h and model.cc, 1.24 to 1.31).
 _TOO_NEW = re.compile(r"Unsupported model IR version|under development and support for this is limited")
 
@@ -89,13 +90,32 @@ class HiddenRunner:
     """
 
     def __init__(self, path: Path, *, provider: str, optimization: str, hidden: Sequence[str]) -> None:
-        self._file = OnnxRunner(path, provider=provider, optimization=optimization)
-        self._behind = OnnxRunner(path, provider=provider, optimization=optimization, shown=hidden)
+        self._file, self._behind = (
+            OnnxRunner(path, provider=provider, optimization=optimization, options=options_for(path), shown=shown)
+            for shown in ((), hidden)
+        )
         self.provider, self.optimization = self._file.provider, optimization
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run both on inputs by name; what the file returns is its own."""
         return {**self._behind.run(feed), **self._file.run(feed)}
+
+
+def options_for(path: Path) -> ort.SessionOptions:
+    """Options with which a large file is checked in little more memory than its weights have.
+
+    Weights are not copied into other layouts for some kernels, and memory is given back after each use: the arena
+    doubles what it holds, 4.4 instead of 2.0 GB for ten ViT-B at batch 13. Results are the same kernels'.
+
+    Source: ONNX Runtime 1.31, onnxruntime_session_options_config_keys.h.
+    """
+    options = ort.SessionOptions()
+    data = path.with_name(f"{path.name}.data")
+    size_bytes = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    if size_bytes >= _LARGE_BYTES:
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
 
 
 def make_session(

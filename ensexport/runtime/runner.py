@@ -66,13 +66,13 @@ def open_runners(
         raise UsageError(f"unknown provider {provider!r}: expected one of {', '.join(_PROVIDERS)}.")
     kind = artifact_format(path)
     if kind == "onnx":
-        from ensexport.runtime.onnx_runner import HiddenRunner, OnnxRunner
+        from ensexport.runtime.onnx_runner import HiddenRunner, OnnxRunner, options_for
 
         for level in ("disabled", "all"):
             if hidden:
                 yield HiddenRunner(path, provider=provider, optimization=level, hidden=hidden)
             else:
-                yield OnnxRunner(path, provider=provider, optimization=level)
+                yield OnnxRunner(path, provider=provider, optimization=level, options=options_for(path))
         return
     from ensexport.runtime.torch_runner import ExportedRunner, ScriptRunner
 

@@ -20,6 +20,16 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def release_tensors(module: nn.Module) -> None:
+    """Take all tensors out of a module that is not needed any more.
+
+    A module that refers to itself somewhere lives on until Python looks for such circles; its weights need not.
+    """
+    for part in module.modules():
+        part._parameters.clear()
+        part._buffers.clear()
+
+
 def meta_copy(module: nn.Module) -> nn.Module:
     """Return a copy of `module` whose parameters and buffers are on meta: the code without the weights.
 

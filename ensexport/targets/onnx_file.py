@@ -96,16 +96,14 @@ def weight_of(shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
     return Weight((*shape, 2), dtype.to_real()) if dtype.is_complex else Weight(shape, dtype)
 
 
-def lay_out(
-    model: ir.Model, weights: Mapping[str, Weight], name: str, *, max_bytes: int = MAX_IN_FILE_BYTES
-) -> OnnxFile:
+def lay_out(model: ir.Model, weights: Mapping[str, Weight], name: str, *, max_bytes: int | None = None) -> OnnxFile:
     """Work out the bytes of a model's file.
 
     Args:
         model: Initializers that are packed weights have no value, all others theirs.
         weights: The packed weights by name.
         name: Name of the file; external data goes to `<name>.data`.
-        max_bytes: What is larger gets external data.
+        max_bytes: What is larger gets external data; None for what protobuf can hold.
     """
     packed = {
         value: value.meta.get("packed_name", name)
@@ -115,7 +113,7 @@ def lay_out(
     others = [value for value in model.graph.initializers.values() if value not in packed]
     own = sum(value.const_value.nbytes for value in others if value.const_value is not None)
     total = own + sum(weights[name].n_bytes for name in packed.values())
-    data = f"{name}.data" if total > max_bytes else None
+    data = f"{name}.data" if total > (MAX_IN_FILE_BYTES if max_bytes is None else max_bytes) else None
     places, end = {}, 0
     for value, weight_name in packed.items():
         weight = weights[weight_name]

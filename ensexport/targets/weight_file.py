@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +17,18 @@ from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.members.tensors import raw_bytes
 
 _ALIGNMENT = 64
+_SYNC_BYTES = 2**28
+State = Mapping[str, torch.Tensor]
+
+
+class States(Protocol):
+    """Members whose tensors can be had one member at a time."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def visit(self, member_index: int, use: Callable[[State], None]) -> None:
+        """Call `use` with a member's parameters and buffers by name; they are gone afterwards."""
 
 
 class WeightFile:
@@ -50,6 +65,14 @@ class WeightFile:
         while done < len(values):
             done += os.pwrite(self._file.fileno(), values[done:], offset + done)
 
+    def sync(self) -> None:
+        """Have the system write what it holds of the file to the disk; returns when it has.
+
+        Raises:
+            OSError: The disk is full, or broken.
+        """
+        os.fsync(self._file.fileno())
+
     def mapped(self, weight: PackedWeight, n_members: int) -> torch.Tensor:
         """Return a weight whose values stay in the file, mapped into memory; written to, it becomes a copy."""
         shape, n_bytes = weight.shape(n_members), weight.n_bytes(n_members)
@@ -82,7 +105,7 @@ def make_scratch(path: Path, packed: Sequence[PackedWeight], n_members: int) -> 
 def fill(
     files: Sequence[WeightFile],
     weights: WeightProgram,
-    states: Iterable[Mapping[str, torch.Tensor]],
+    states: States,
     tell: Callable[[int], None],
 ) -> None:
     """Read the members one at a time and write their pieces to all files.
@@ -90,24 +113,48 @@ def fill(
     Args:
         files: The files.
         weights: How a member's state becomes its pieces.
-        states: The members' parameters and buffers by name.
+        states: The members.
         tell: Called with the number of bytes that were written to each file.
 
     Raises:
         OSError: The system refuses.
         EnsexportError: A member cannot be read, or does not fit.
     """
-    done = 0
+    done = synced = 0
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as sync_pool:
+        writing: list[Future[None]] = []
+        syncing: list[Future[None]] = []
 
-    def put(name: str, place: int, values: memoryview) -> None:
-        nonlocal done
-        for file in files:
-            file.put(name, place, values)
-        done += len(values)
-        tell(done)
+        def finish() -> None:
+            while writing:
+                writing.pop().result()
 
-    for member_index, state in enumerate(states):
-        weights.write(state, member_index, put)
+        def write(name: str, place: int, values: memoryview) -> None:
+            for file in files:
+                file.put(name, place, values)
+
+        def put(name: str, place: int, values: memoryview) -> None:
+            nonlocal done
+            finish()  # one piece is written while the next is computed, so that two are in memory
+            writing.append(pool.submit(write, name, place, values))
+            done += len(values)
+            tell(done)
+
+        def sync() -> None:
+            for file in files:
+                file.sync()
+
+        for member_index in range(len(states)):
+            states.visit(member_index, functools.partial(weights.write, member_index=member_index, put=put))
+            if done - synced >= _SYNC_BYTES and not (syncing and not syncing[-1].done()):
+                # The disk has work from the start on, and not only when the system's memory is full of it.
+                while syncing:
+                    syncing.pop().result()
+                syncing.append(sync_pool.submit(sync))
+                synced = done
+        finish()
+        while syncing:
+            syncing.pop().result()
 
 
 def put_all(file: WeightFile, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,5 +1,6 @@
 """`bench` end to end; what it measures is tested in tests/bench."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def drawing(monkeypatch):
         path.write_text(json.dumps([row["alternative"] for row in answer["results"]]))
 
     monkeypatch.setattr("ensexport.cli.bench.draw", draw)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == "matplotlib" else find_spec(name))
 
 
 def test_drawings_are_put_in_place_at_the_end(packed, drawing):
@@ -110,7 +112,8 @@ def test_a_drawing_that_cannot_be_made_is_refused_at_once(project, drawing, plot
 
 
 def test_without_matplotlib_nothing_is_measured(project, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     result = run("bench", "nowhere.onnx", "ckpts", *MODEL, "--plot", "a.png", "--json")
     assert result.exit_code == 7
     assert "matplotlib is not installed" in result.error["message"]

@@ -86,11 +86,14 @@ def test_verbose_says_the_stages_and_quiet_and_plain_do_not(project):
     assert stages == [
         "loading torch",
         "reading checkpoints",
+        "",  # the estimate, which has no time before it
         "exporting one member",
         "batching",
+        "writing the weights",
         "writing TorchScript",
         "comparing with the loop",
         "running the members one by one",
+        "computing checksums",
         "putting the files in place",
     ]
     assert run(*arguments).err == ""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ensexport.errors import EnsexportError
-from ensexport.members.checkpoint import read_checkpoint
+from ensexport.members.reading import read_checkpoint
 from tests.hostile.mutations import mutate_legacy, mutate_safetensors, mutate_torch_zip, source_of
 from tests.hostile.seeds import safetensors_bytes, torch_bytes, trainer_state, weights
 
@@ -62,14 +62,14 @@ def test_damaged_files_load_or_are_refused(tmp_path, monkeypatch, seed):
     refused = 0
     for number in range(PER_SEED):
         path.write_bytes(damaged_file(honest, seed, number))
-        started = time.perf_counter()
+        started = time.process_time()
         error = read(path)
         assert error is None or isinstance(error, EnsexportError), f"seed {seed}, file {number}: {error!r}"
         if error is not None:
             refused += 1
             assert error.exit_code == 3, f"seed {seed}, file {number}"
             assert "weights_only" not in str(error), f"seed {seed}, file {number}"
-        assert time.perf_counter() - started < MAX_SECONDS, f"seed {seed}, file {number} took too long"
+        assert time.process_time() - started < MAX_SECONDS, f"seed {seed}, file {number} took too long"
     assert not canary.exists()
     assert sorted(tmp_path.iterdir()) == [path], "a damaged file left something behind"
     assert PER_SEED // 2 < refused < PER_SEED, "most damage is found, and some files are as good as before"
