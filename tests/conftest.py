@@ -1,4 +1,5 @@
 import functools
+import signal
 import sys
 
 import onnxscript._framework_apis.torch_2_5 as _exporter_api
@@ -9,6 +10,10 @@ torch.set_num_threads(1)  # the models here are tiny: on a busy machine more thr
 
 # The exporter parses onnxscript's 497 functions anew for each export, 1.4 s each time; the list never changes.
 _exporter_api.get_torchlib_ops = functools.cache(_exporter_api.get_torchlib_ops)
+
+
+# A shell starts what runs in its background with SIGINT ignored, and processes started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -208,7 +208,8 @@ def with_constant(
         The program that packs it too, and the initializer.
     """
     taken = {weight.name.split(".")[0] for weight in program.packed}
-    own = next(n for n in (name, *(f"{name}_{number}" for number in itertools.count(2))) if n not in taken)
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    own = next(free for free in itertools.chain([name], numbered) if free not in taken)
     leaf = f"ensexport.{own}"
     graph = fx.Graph()
     results = graph.graph_copy(program.module.graph, {})
