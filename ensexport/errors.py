@@ -132,6 +132,12 @@ class StackError(MemberError):
     code = "E_STACK"
 
 
+class WeightRangeError(MemberError):
+    """A weight is beyond the range of the dtype that was asked for."""
+
+    code = "E_WEIGHT_RANGE"
+
+
 class ArchitectureError(MemberError):
     """The architecture cannot be imported, raises, or is no `torch.nn.Module`."""
 

@@ -60,7 +60,7 @@ class Float64Interpreter(fx.Interpreter):
     def stream(self, leaves: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         """Run the graph and yield each result as soon as it is there, with its place among the results.
 
-        Nothing is kept longer than it is read: of the results, one at a time is in memory.
+        Nothing is kept longer than it is read: of the results, one at a time is in memory. They are not rounded yet.
 
         Args:
             leaves: The arguments.
@@ -77,7 +77,7 @@ class Float64Interpreter(fx.Interpreter):
                 break
             self.env[node] = next(given) if node.op == "placeholder" else self.run_node(node)
             for place in places.get(node, ()):
-                yield place, self.env[node].to(node.meta["val"].dtype)
+                yield place, self.env[node]
             for done in (*node.all_input_nodes, node):
                 if last_read.get(done, done) is node:
                     self.env.pop(done, None)

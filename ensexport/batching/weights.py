@@ -20,7 +20,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensexport.batching.precision import Float64Interpreter
-from ensexport.errors import StackError
+from ensexport.errors import StackError, WeightRangeError
 from ensexport.members.tensors import raw_bytes
 
 Kind = Literal["stacked", "folded", "shared", "member"]
@@ -91,13 +91,13 @@ class WeightProgram:
     packed: tuple[PackedWeight, ...]
 
     def pieces(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield one member's pieces as they are finished; what is computed is rounded once, at the end.
+        """Yield one member's pieces as they are finished; what is computed is float64, and not rounded yet.
 
         Args:
             state: The member's parameters and buffers by name.
 
         Yields:
-            Index of the piece, and the piece, contiguous. One at a time is in memory.
+            Index of the piece, and the piece. One at a time is in memory.
 
         Raises:
             StackError: One of them has another shape than the graph was made for.
@@ -113,7 +113,7 @@ class WeightProgram:
                 )
         with torch.no_grad():
             for index, piece in Float64Interpreter(self.module).stream(leaves):
-                yield index, piece.detach().contiguous()
+                yield index, piece.detach()
 
     def write(self, state: Mapping[str, torch.Tensor], member_index: int, put: Put) -> None:
         """Write one member's share of every initializer.
@@ -122,6 +122,9 @@ class WeightProgram:
             state: The member's parameters and buffers by name.
             member_index: The member.
             put: Called as `(name, place, bytes)`: where in which initializer a run of bytes begins.
+
+        Raises:
+            WeightRangeError: A finite number has no place in the initializer's dtype.
         """
         weights: dict[int, list[PackedWeight]] = {}
         for weight in self.packed:
@@ -131,7 +134,7 @@ class WeightProgram:
             for weight in weights.get(index, ()):
                 place = weight.place(member_index)
                 assert place is not None
-                put(weight.name, place, raw_bytes(piece).numpy().data)
+                put(weight.name, place, raw_bytes(_rounded(piece, weight, member_index)).numpy().data)
 
     def pack(self, states: Iterable[Mapping[str, torch.Tensor]], n_members: int) -> dict[str, torch.Tensor]:
         """Return every initializer by name, in memory, filled member by member.
@@ -149,6 +152,21 @@ class WeightProgram:
         for member_index, state in enumerate(states):
             self.write(state, member_index, put)
         return packed
+
+
+def _rounded(piece: torch.Tensor, weight: PackedWeight, member_index: int) -> torch.Tensor:
+    """A piece in its initializer's dtype, contiguous."""
+    rounded = piece.to(weight.dtype).contiguous()
+    if rounded.dtype.itemsize < 4 and rounded.dtype != piece.dtype and rounded.is_floating_point():
+        lost = piece.isfinite() & rounded.isinf()
+        if lost.any():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise WeightRangeError(
+                f"member {member_index}: '{weight.name}' holds {float(piece[lost].abs().max()):.6g}, beyond the largest "
+                f"{dtype}, {torch.finfo(weight.dtype).max:.6g} ({int(lost.sum())} of {piece.numel()} numbers).",
+                hint="Use --dtype bfloat16, which has float32's range, or float32.",
+            )
+    return rounded
 
 
 class WeightPacker:
