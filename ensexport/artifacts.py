@@ -16,6 +16,7 @@ from ensexport.batching.engine import BatchedGraph
 from ensexport.batching.examples import ValueRange
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.clock import Clock
+from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, formulas, names_of, to_json
 from ensexport.members import Members, weights_digest
 from ensexport.resources import check_disk
@@ -35,6 +36,7 @@ def make_metadata(
     emitted: Sequence[OutputEmission],
     ranges: Mapping[str, ValueRange],
     weights: MemberWeights | None = None,
+    conversion: Conversion | None = None,
 ) -> dict[str, Any]:
     """What an artifact says of itself. No absolute paths: the bytes must not depend on where it was packed."""
     member: MemberGraph = batched.member
@@ -42,7 +44,8 @@ def make_metadata(
         "ensexport_version": __version__,
         "n_members": batched.n_members,
         "member_axis": batched.member_axis,
-        "inputs": [str(spec) for spec in member.specs],
+        "inputs": [str(spec) for spec in _file_specs(member, conversion)],
+        **_conversion_dict(member, conversion),
         "per_member": list(batched.per_member),
         "outputs": list(names_of(emitted)),
         "emit": to_json(emitted),
@@ -55,6 +58,19 @@ def make_metadata(
         "plan": _plan_dict(batched.plan),
         "members": _member_records(ensemble),
     }
+
+
+def _file_specs(member: MemberGraph, conversion: Conversion | None) -> Sequence[TensorSpec]:
+    if conversion is None:
+        return member.specs
+    return [replace(spec, dtype=conversion.io_dtype(spec.dtype)) for spec in member.specs]
+
+
+def _conversion_dict(member: MemberGraph, conversion: Conversion | None) -> dict[str, Any]:
+    """What a file says that has other dtypes than its members, and what they take themselves."""
+    if conversion is None:
+        return {}
+    return {"dtypes": conversion.to_json(), "member_inputs": [str(spec) for spec in member.specs]}
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

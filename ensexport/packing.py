@@ -9,6 +9,7 @@ from typing import Any
 
 from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.clock import Clock, OnStage
+from ensexport.dtypes import AS_THEY_ARE, DtypeChoice
 from ensexport.emission import ALL_MEMBERS_ONLY, Emission
 from ensexport.estimates import Estimate
 from ensexport.members import Members, load_members
@@ -46,6 +47,7 @@ class PackReport:
             "artifacts": [] if done is None else [asdict(artifact) for artifact in done.artifacts],
             "validation": None if done is None else done.validation.to_dict(),
             "plan": None if done is None else asdict(done.plan),
+            "dtypes": None if done is None or done.conversion is None else done.conversion.to_json(),
             "dims": {} if done is None else {name: list(bounds) for name, bounds in done.dims.items()},
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
             "peak_memory_mb": {stage: round(size / 1e6, 1) for stage, size in self.peak_bytes.items()},
@@ -84,6 +86,7 @@ def pack(
     output_names: Sequence[str] | None = None,
     emission: Emission = ALL_MEMBERS_ONLY,
     weights: MemberWeights | None = None,
+    dtypes: DtypeChoice = AS_THEY_ARE,
     tolerance: Tolerance | None = None,
     choice: MemberChoice = ALL_MEMBERS,
     force: bool = False,
@@ -113,6 +116,7 @@ def pack(
         output_names: New names for the outputs.
         emission: What the outputs become, as for `export`.
         weights: How much each member counts in what is combined, as for `export`.
+        dtypes: What the files compute in, take and return, as for `export`.
         tolerance: The bound.
         choice: The members to compare with the loop, as for `export`.
         force: Replace files that exist.
@@ -161,6 +165,7 @@ def pack(
         output_names=output_names,
         emission=emission,
         weights=weights,
+        dtypes=dtypes,
         tolerance=tolerance,
         choice=choice,
         force=force,

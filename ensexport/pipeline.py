@@ -12,6 +12,7 @@ import torch
 
 from ensexport.artifacts import Output, data_file, describe_artifact, for_target, make_metadata, write_artifacts
 from ensexport.batching.activations import activation_bytes
+from ensexport.batching.converting import convert, dtype_of
 from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.examples import Example, ValueRange, find_example, integer_inputs
 from ensexport.batching.integers import accepted_ranges
@@ -20,13 +21,14 @@ from ensexport.batching.rule_sets import rule_set
 from ensexport.choice import ALL_MEMBERS, MemberChoice, describe_choice
 from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
+from ensexport.dtypes import AS_THEY_ARE, Conversion, DtypeChoice
 from ensexport.emission import ALL_MEMBERS_ONLY, Emission, OutputEmission, hidden_of, names_of
 from ensexport.errors import ArtifactError, ExportError, UsageError
 from ensexport.estimates import Estimate, estimate
 from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
-from ensexport.probes import BATCHES, SEEDS, batches_that_fit, find_probes, make_probes
+from ensexport.probes import BATCHES, SEEDS, batches_that_fit, file_feed, find_probes, make_probes, through
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -62,6 +64,7 @@ class ExportReport:
         timings_s: Seconds per stage.
         peak_bytes: The most resident memory per stage; empty where the system does not say.
         estimate: What was expected to be needed.
+        conversion: What the files do in another dtype than the members; None for nothing.
         dims: Dynamic dim -> smallest and largest size (None = no end).
         warnings: What the user should know.
     """
@@ -74,6 +77,7 @@ class ExportReport:
     warnings: tuple[str, ...] = ()
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
     estimate: Estimate | None = None
+    conversion: Conversion | None = None
 
 
 def export(
@@ -91,6 +95,7 @@ def export(
     output_names: Sequence[str] | None = None,
     emission: Emission = ALL_MEMBERS_ONLY,
     weights: MemberWeights | None = None,
+    dtypes: DtypeChoice = AS_THEY_ARE,
     tolerance: Tolerance | None = None,
     force: bool = False,
     batches: Sequence[int] = BATCHES,
@@ -119,6 +124,8 @@ def export(
         emission: What the outputs become: the members as they are, or what `parse_emission("probs,entropy")` says.
         weights: How much each member counts in what is combined: `MemberWeights((0.5, 0.3, 0.2))`, or
             `MemberWeights()` for an input `member_weights`; by default all count alike.
+        dtypes: What the files compute in, take and return: `DtypeChoice("float16", io="float32")`; by default the
+            members' own dtype.
         tolerance: The bound; the default is described at `Tolerance`.
         force: Replace files that exist.
         batches: Batch sizes to compare at.
@@ -164,9 +171,11 @@ def export(
         with clock.stage("capture"):
             source = _captured(ensemble, specs, per_member, output_names)
         emitted = emission.resolve(source.names)
+        conversion = dtypes.resolve(_dtype_name(source.member))
         with clock.stage("batch"):
             batch = functools.partial(
-                batch_graph,
+                _batched,
+                conversion,
                 source.member,
                 len(ensemble),
                 shared_state=_equal_in_all(source),
@@ -181,7 +190,7 @@ def export(
                     make=lambda options: batch(**options),
                     write=files.write,
                     suffix=files.suffix,
-                    feeds=_feeds(source, tune_batches),
+                    feeds=_feeds(source, tune_batches, conversion),
                     outputs=source.names,
                 )
                 batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
@@ -191,7 +200,8 @@ def export(
             outputs,
             batched,
             _States(source),
-            make_metadata(ensemble, batched, emitted, source.ranges, weights) | _chosen(choice, len(ensemble)),
+            make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
+            | _chosen(choice, len(ensemble)),
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
             scratch=staging.scratch(targets[0]),
@@ -201,7 +211,7 @@ def export(
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
             report, notes = _proven(
-                source, staged, provider, member_axis, bound, batches, seeds, choice, clock, emitted, weights
+                source, staged, provider, member_axis, bound, batches, seeds, choice, clock, emitted, weights, conversion
             )
         with clock.stage("digest"):
             artifacts = tuple(_described(outputs, clock))
@@ -217,7 +227,19 @@ def export(
         warnings,
         clock.peak_bytes,
         expected,
+        conversion,
     )
+
+
+def _batched(conversion: Conversion | None, *args: Any, **options: Any) -> BatchedGraph:
+    batched = batch_graph(*args, **options)
+    return batched if conversion is None else convert(batched, conversion)
+
+
+def _dtype_name(member: MemberGraph) -> str:
+    """The dtype that most of the members' weights have."""
+    state = [node.meta["val"] for node, name in member.state.items() if name not in member.constants]
+    return str(dtype_of(state, [node.meta["val"] for node in member.inputs.values()])).removeprefix("torch.")
 
 
 def _described(outputs: Sequence[Output], clock: Clock) -> Iterator[Artifact]:
@@ -364,7 +386,9 @@ class _TuneFiles:
         )
 
 
-def _feeds(source: _Source, batches: Sequence[int]) -> dict[int | None, dict[str, Array]]:
+def _feeds(
+    source: _Source, batches: Sequence[int], conversion: Conversion | None
+) -> dict[int | None, dict[str, Array]]:
     probes = make_probes(
         source.specs,
         source.per_member,
@@ -373,7 +397,8 @@ def _feeds(source: _Source, batches: Sequence[int]) -> dict[int | None, dict[str
         batches=batches,
         seeds=(0,),
     )
-    return {probe.batch: {name: array_from_tensor(t) for name, t in probe.feed.items()} for probe in probes}
+    feeds = {p.batch: p.feed if conversion is None else file_feed(p.feed, conversion) for p in probes}
+    return {batch: {name: array_from_tensor(t) for name, t in feed.items()} for batch, feed in feeds.items()}
 
 
 def _proven(
@@ -388,6 +413,7 @@ def _proven(
     clock: Clock,
     emitted: Sequence[OutputEmission],
     weights: MemberWeights | None,
+    conversion: Conversion | None,
 ) -> tuple[ValidationReport, tuple[str, ...]]:
     """Compare every file with the loop; returns the report and what the user should know of it."""
     chosen = choice.indices(len(source.ensemble))
@@ -405,8 +431,9 @@ def _proven(
         seeds=seeds,
     )
     release_tensors(module)
+    probes = through(found.probes, conversion)
     references = reference_outputs(
-        source.ensemble, found.probes, source.per_member, members=chosen, on_progress=clock.tell
+        source.ensemble, probes, source.per_member, members=chosen, conversion=conversion, on_progress=clock.tell
     )
     renamed = dict(zip(source.example.outputs, source.names, strict=True))
     references = [[reference.renamed(renamed) for reference in row] for row in references]
@@ -417,7 +444,7 @@ def _proven(
                 file,
                 str(path),
                 references,
-                found.probes,
+                probes,
                 output_names=source.names,
                 tolerance=tolerance,
                 provider=provider,
@@ -429,6 +456,7 @@ def _proven(
                 n_members=len(source.ensemble),
                 emitted=emitted,
                 weights=weights,
+                conversion=conversion,
             )
         except ArtifactError as error:
             others = sorted(FORMAT_BY_SUFFIX.keys() - {path.suffix})

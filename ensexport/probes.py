@@ -12,6 +12,7 @@ from torch import nn
 
 from ensexport.batching.examples import ValueRange, random_feed, random_tensor
 from ensexport.batching.source import error_line
+from ensexport.dtypes import Conversion
 from ensexport.errors import EnsexportError, ModelInputError, UsageError
 from ensexport.resources import size_text
 from ensexport.spec import TensorSpec, batch_dim, dim_names
@@ -252,6 +253,23 @@ _ATTEMPTS = 8
 
 
 _FEW = 3  # batch sizes: with two, one of which is often 1, a size that was fixed may go unseen
+
+
+def through(probes: Sequence[Probe], conversion: Conversion | None) -> list[Probe]:
+    """The probes with values that a file's input dtype holds: what is rounded on the way in is no error of the file."""
+    if conversion is None:
+        return list(probes)
+    own, narrow = getattr(torch, conversion.members), getattr(torch, conversion.io)
+    return [
+        replace(probe, feed={n: t.to(narrow).to(own) if t.dtype == own else t for n, t in probe.feed.items()})
+        for probe in probes
+    ]
+
+
+def file_feed(feed: Feed, conversion: Conversion) -> Feed:
+    """Inputs of the members as a converted file takes them."""
+    own, io = getattr(torch, conversion.members), getattr(torch, conversion.io)
+    return {name: tensor.to(io) if tensor.dtype == own else tensor for name, tensor in feed.items()}
 
 
 def usable_probes(module: nn.Module, probes: Sequence[Probe], per_member: Sequence[str]) -> UsableProbes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from ensexport.batching.source import error_line
 from ensexport.compare import Array, compare_arrays, is_exact
+from ensexport.dtypes import Conversion
 from ensexport.errors import EnsexportError, ModelInputError
 from ensexport.probes import Probe
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -27,13 +28,16 @@ class Reference:
     Attributes:
         expected: Output name -> value of the float64 loop (of the native loop for integers and booleans, and where
             only one of the two is finite: float16 overflows in the members too).
-        loop_error: Output name -> the native loop's own `max|y - expected| / max|expected|`.
-        dtype: Output name -> dtype name the member itself returns.
+        loop_error: Output name -> the native loop's own `max|y - expected| / max|expected|`; where the file computes in
+            another dtype, that of the loop in that one.
+        dtype: Output name -> dtype name that a file should return: the member's own, unless it is converted.
+        precision: Output name -> dtype name whose tolerance holds.
     """
 
     expected: Mapping[str, Array]
     loop_error: Mapping[str, float]
     dtype: Mapping[str, str]
+    precision: Mapping[str, str]
 
     def renamed(self, names: Mapping[str, str]) -> Reference:
         """The same values under the artifact's output names."""
@@ -41,6 +45,7 @@ class Reference:
             {names[name]: value for name, value in self.expected.items()},
             {names[name]: value for name, value in self.loop_error.items()},
             {names[name]: value for name, value in self.dtype.items()},
+            {names[name]: value for name, value in self.precision.items()},
         )
 
 
@@ -50,18 +55,23 @@ def reference_outputs(
     per_member: Sequence[str],
     *,
     members: Sequence[int] | None = None,
+    conversion: Conversion | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[list[Reference]]:
     """Run the loop over the members, or over those named; returns one list a member, a reference a probe.
 
-    One member is in memory at a time, first in its own dtype, then in float64.
+    One member is in memory at a time, first in its own dtype, then in float64; with a conversion, on a few probes also
+    in the dtype that the file computes in.
     """
     references: list[list[Reference]] = []
     chosen = range(len(source)) if members is None else members
     for member_index in chosen:
         module = source.build(member_index)
         try:
-            references.append(_references_of(module, probes, per_member, member_index))
+            made = _references_of(module, probes, per_member, member_index)
+            if conversion is not None:
+                made = converted_references(module, probes, per_member, member_index, made, conversion)
+            references.append(made)
         except (EnsexportError, MemoryError):
             raise
         except Exception as error:
@@ -95,6 +105,57 @@ def _references_of(
     for number, axes in known.items():
         made[number] = _at_rows(made[probes[number].base or 0], axes, probes[number].batch or 0)
     return [made[number] for number in range(len(probes))]
+
+
+def converted_references(
+    module: nn.Module,
+    probes: Sequence[Probe],
+    per_member: Sequence[str],
+    member_index: int,
+    references: Sequence[Reference],
+    conversion: Conversion,
+) -> list[Reference]:
+    """The references for a file that computes in another dtype than the member.
+
+    How far it may be off is what the loop itself loses there: under torch's autocast in 16 bits, converted in 32. If
+    torch cannot run the member so, the floor of the dtype alone holds. The largest loss of the smallest probes counts
+    for all: arithmetic in 16 bits is slow on a CPU.
+    """
+    errors: dict[str, float] = {}
+    smallest = sorted(range(len(probes)), key=lambda number: probes[number].batch or 0)[:_CONVERTED_PROBES]
+    for number in smallest:
+        feed = probes[number].member_feed(member_index, per_member)
+        for name, value in _run_converted(module, feed, conversion.inside).items():
+            expected = references[number].expected[name]
+            if not is_exact(expected.dtype) and value.shape == expected.shape and np.isfinite(value).all():
+                errors[name] = max(errors.get(name, 0.0), compare_arrays(expected, value).max_rel)
+    return [
+        replace(
+            reference,
+            loop_error={n: max(error, errors.get(n, 0.0)) for n, error in reference.loop_error.items()},
+            dtype={n: conversion.io_dtype(dtype) for n, dtype in reference.dtype.items()},
+            precision=dict.fromkeys(reference.precision, conversion.coarsest),
+        )
+        for reference in references
+    ]
+
+
+_CONVERTED_PROBES = 3
+
+
+def _run_converted(module: nn.Module, feed: dict[str, torch.Tensor], inside: str) -> dict[str, Array]:
+    """The member's outputs with its arithmetic in another dtype; empty if torch cannot run it so.
+
+    The member is moved to float32 in place, which autocast starts from.
+    """
+    dtype = getattr(torch, inside)
+    is_half = dtype.itemsize < 4
+    try:
+        with torch.autocast("cpu", dtype=dtype if is_half else torch.bfloat16, enabled=is_half):
+            outputs = run_member(module, feed, dtype=torch.float32 if is_half else dtype)
+    except Exception:  # noqa: BLE001 - a kernel that is not there: the bound is then the narrower one
+        return {}
+    return arrays({name: value.to(torch.float32) for name, value in outputs.items() if value.is_floating_point()})
 
 
 def _repeated_rows(
@@ -144,7 +205,7 @@ def _at_rows(base: Reference, axes: Mapping[str, int | None], batch: int) -> Ref
         if axis is not None:
             rows = np.arange(batch) % base.expected[name].shape[axis]
             expected[name] = np.take(base.expected[name], rows, axis)
-    return Reference(expected, base.loop_error, base.dtype)
+    return replace(base, expected=expected)
 
 
 def _run_float64(module: nn.Module, feeds: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, Array] | None]:
@@ -166,7 +227,8 @@ def _reference(native: Mapping[str, Array], exact: Mapping[str, Array]) -> Refer
     for name, own in native.items():
         expected[name] = own if is_exact(own.dtype) else _finite_alike(exact[name], own)
         errors[name] = compare_arrays(expected[name], own).max_rel
-    return Reference(expected, errors, {name: str(own.dtype) for name, own in native.items()})
+    dtypes = {name: str(own.dtype) for name, own in native.items()}
+    return Reference(expected, errors, dtypes, dtypes)
 
 
 def _finite_alike(exact: Array, own: Array) -> Array:

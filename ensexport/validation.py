@@ -25,10 +25,11 @@ from ensexport.batching.examples import find_example, integer_inputs, range_from
 from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.combined_checks import Judged, Weighting, judge_combined, weightings
 from ensexport.compare import Array, Difference, compare_members, is_exact
+from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json, hidden_of, names_of
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, UsageError
 from ensexport.members import Members
-from ensexport.probes import BATCHES, SEEDS, Probe, find_probes
+from ensexport.probes import BATCHES, SEEDS, Probe, file_feed, find_probes, through
 from ensexport.references import OnProgress, Reference, arrays, reference_outputs
 from ensexport.runtime import Runner, open_runners, read_metadata
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -57,6 +58,7 @@ def check_artifact(
     n_members: int | None = None,
     emitted: Sequence[OutputEmission] | None = None,
     weights: MemberWeights | None = None,
+    conversion: Conversion | None = None,
 ) -> list[Check]:
     """Load an artifact and compare every output of every member, and all that is made of them, on every probe.
 
@@ -76,6 +78,7 @@ def check_artifact(
         n_members: N, where not all are.
         emitted: What each output became; None for the members as they are.
         weights: How the members are weighed where they are combined.
+        conversion: What the file does in another dtype than its members.
 
     Raises:
         ArtifactError, ProviderError, OpsetError: The file cannot be loaded and run.
@@ -85,7 +88,7 @@ def check_artifact(
     chosen = list(range(len(references)) if members is None else members)
     share = _Share(tuple(chosen), n_members or len(chosen), member_axis)
     own_names = dict(zip(output_names, member_names or output_names, strict=True))
-    judge = _Judge(shown_as, references, share, tolerance, source, own_names, tuple(per_member))
+    judge = _Judge(shown_as, references, share, tolerance, source, own_names, tuple(per_member), conversion)
     checks: list[Check] = []
     for runner in open_runners(path, provider=provider, output_names=file_names, hidden=hidden):
         for number, probe in enumerate(probes):
@@ -94,7 +97,7 @@ def check_artifact(
             # Of the formats only `.pt2` has no optional inputs.
             sets = weightings(weights, share.n_members, number, has_default=path.suffix != ".pt2")
             for turn, weighting in enumerate(sets):
-                outputs = _run(runner, probe, weighting, shown_as)
+                outputs = _run(runner, probe, weighting, shown_as, conversion)
                 missing = [name for name in (*file_names, *hidden) if name not in outputs]
                 if missing:
                     raise MismatchError(
@@ -109,10 +112,13 @@ def check_artifact(
     return checks
 
 
-def _run(runner: Runner, probe: Probe, weighting: Weighting, shown_as: str) -> dict[str, Array]:
+def _run(
+    runner: Runner, probe: Probe, weighting: Weighting, shown_as: str, conversion: Conversion | None
+) -> dict[str, Array]:
     where = f"on {runner.provider} at sizes {dict(probe.sizes)}"
+    feed = probe.feed if conversion is None else file_feed(probe.feed, conversion)
     try:
-        return runner.run(arrays(probe.feed) | weighting.feed)
+        return runner.run(arrays(feed) | weighting.feed)
     except EnsexportError:
         raise
     except Exception as error:
@@ -153,6 +159,7 @@ class _Judge:
     source: MemberSource | None
     own_names: Mapping[str, str]
     per_member: tuple[str, ...]
+    conversion: Conversion | None
 
     def members(self, runner: Runner, number: int, probe: Probe, name: str, outputs: Mapping[str, Array]) -> _Compared:
         """Compare the members of one output, one by one."""
@@ -170,7 +177,8 @@ class _Judge:
                 own = np.take(output, member_index, min(share.axis, output.ndim - 1))
                 feed = probe.member_feed(member_index, self.per_member)
                 build = partial(self.source.build, member_index)
-                note = explain_integers(build, feed, self.own_names[name], own)
+                inside = None if self.conversion is None else self.conversion.coarsest
+                note = explain_integers(build, feed, self.own_names[name], own, inside)
             judged = Judged(name, difference, bound, problem, note or (remark if passed else ""))
             checks.append(self._check(runner, probe, judged, row[place].dtype[name], member_index, bool(note)))
         return _Compared(checks, row, slack)
@@ -235,7 +243,13 @@ class _Share:
     axis: int
 
 
-def explain_integers(build: Callable[[], nn.Module], feed: Mapping[str, torch.Tensor], name: str, actual: Array) -> str:
+def explain_integers(
+    build: Callable[[], nn.Module],
+    feed: Mapping[str, torch.Tensor],
+    name: str,
+    actual: Array,
+    inside: str | None = None,
+) -> str:
     """Say that rounding explains integers that differ from a member's, or return an empty string.
 
     `argmax`, `sort` or `x > 0` turn a difference in the last digit into another integer. Rounding is what explains it
@@ -247,10 +261,11 @@ def explain_integers(build: Callable[[], nn.Module], feed: Mapping[str, torch.Te
         feed: Its inputs.
         name: The output, as the member names it.
         actual: What the artifact returns for it.
+        inside: The dtype that the artifact computes in, if it is not the member's.
     """
     module = build()
     before = array_from_tensor(run_member(module, dict(feed))[name])
-    kinds = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    kinds = {inside} if inside else {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
     share = max((Tolerance.FLOORS.get(kind, 0.0) for kind in kinds), default=0.0)
     generator = torch.Generator().manual_seed(0)
 
@@ -325,7 +340,7 @@ def _bound(tolerance: Tolerance, reference: Reference, name: str, scale: float, 
     if is_exact(reference.expected[name].dtype):
         return 0.0
     loop_error = max(reference.loop_error[name], usual_error)
-    return tolerance.bound(dtype=reference.dtype[name], scale=scale, loop_error=loop_error)
+    return tolerance.bound(dtype=reference.precision[name], scale=scale, loop_error=loop_error)
 
 
 def _usual_error(references: Sequence[Sequence[Reference]], name: str) -> float:
@@ -426,7 +441,8 @@ def validate(
             f"'{artifact}' holds {metadata['n_members']} members, and {len(members)} checkpoints were given.",
             hint="Give exactly the checkpoints that were packed, in the same order.",
         )
-    specs: tuple[TensorSpec, ...] = parse_inputs(metadata["inputs"])
+    conversion = Conversion.from_json(metadata.get("dtypes"))
+    specs: tuple[TensorSpec, ...] = parse_inputs(metadata.get("member_inputs") or metadata["inputs"])
     per_member = tuple(metadata["per_member"])
     emitted = from_json(metadata.get("emit"), metadata["outputs"])
     outputs = [entry.output for entry in emitted]
@@ -448,14 +464,16 @@ def validate(
         batches=batches,
         seeds=seeds,
     )
-    probes = found.probes
+    probes = through(found.probes, conversion)
     names = dict(zip(example.outputs, outputs, strict=True))
     chosen = choice.indices(len(members))
     if not chosen:
         raise UsageError(f"no member is chosen ({choice.text!r}): expected at least one to compare.")
     references = [
         [reference.renamed(names) for reference in row]
-        for row in reference_outputs(members, probes, per_member, members=chosen, on_progress=on_progress)
+        for row in reference_outputs(
+            members, probes, per_member, members=chosen, conversion=conversion, on_progress=on_progress
+        )
     ]
     report = ValidationReport(
         tuple(
@@ -475,6 +493,7 @@ def validate(
                 n_members=len(members),
                 emitted=emitted,
                 weights=MemberWeights.from_json(metadata.get("member_weights")),
+                conversion=conversion,
             )
         ),
         integer_inputs(specs, ranges),

@@ -20,7 +20,7 @@ ORDER = (
     ("errors", "version"),
     ("control_groups",),
     ("resources",),
-    ("memory_errors", "spec", "emission", "weighting"),
+    ("memory_errors", "spec", "emission", "weighting", "dtypes"),
     ("staging", "compare", "choice", "clock"),
     ("combined_reference",),
     ("estimates", "members"),

@@ -602,7 +602,7 @@ def test_a_report_that_passed_raises_nothing_and_one_without_checks_does():
 
 
 def _reference(value, loop_error):
-    return Reference({"y": np.array([[value]])}, {"y": loop_error}, {"y": "float32"})
+    return Reference({"y": np.array([[value]])}, {"y": loop_error}, {"y": "float32"}, {"y": "float32"})
 
 
 class _Runner:

@@ -8,7 +8,7 @@ safe in 16 bits runs in float32.
 
 - Products (`_PRODUCTS`) run in the low dtype if one of their operands has it: the members' parameters do, and what was
   made of them. So the angles of a rotary embedding, made of positions and of a table, stay in float32.
-- Norms and softmax (`_RETURNING`) run in float32 and return what they were given.
+- Norms, softmax and averages (`_RETURNING`) run in float32 and return what they were given.
 - Other ops that move numbers or treat them one by one (`_KEEPING`) run in the dtype of their operands, in float32 if
   one of these is; so do those with a number beyond the low dtype's range. Tensors that are filled with one number take
   the dtype of the rest.
@@ -48,6 +48,8 @@ _PRODUCTS = {
 _RETURNING = {
     *("layer_norm", "native_layer_norm", "batch_norm", "instance_norm", "group_norm", "native_group_norm", "rms_norm"),
     *("_native_batch_norm_legit_no_training", "softmax", "_softmax"),
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
 }
 _MOVING = {
     *("alias", "clone", "contiguous", "detach", "dropout", "lift_fresh_copy", "permute", "transpose", "t", "numpy_T"),
@@ -68,9 +70,6 @@ _KEEPING = _MOVING | {
     *("max", "min", "amax", "amin", "argmax", "argmin", "topk", "sort", "argsort", "aminmax"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
     *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d"),
-    "_adaptive_avg_pool3d",
 }
 _CASTS = {"to", "_to_copy", "type_as", "float"}
 _FILLED = {
@@ -102,8 +101,8 @@ def dtype_of(state: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> t
 class _Converter:
     def __init__(self, batched: BatchedGraph, conversion: Conversion) -> None:
         self.batched = batched
-        self.source, self.stored, self.low, self.io = (
-            getattr(torch, name) for name in (conversion.members, conversion.weights, conversion.compute, conversion.io)
+        self.source, self.low, self.io = (
+            getattr(torch, name) for name in (conversion.members, conversion.inside, conversion.io)
         )
         self.wide = torch.float32 if self.low.itemsize == 2 else self.low
         info = torch.finfo(self.low)
@@ -151,7 +150,7 @@ class _Converter:
         weight: PackedWeight = node.meta["packed"]
         is_trained = weight.kind != "shared" or self._reads_parameters(weight)
         if is_trained and not self._feeds_wide_only(node):
-            return self.stored
+            return self.low
         return self.source if self.source.itemsize <= self.wide.itemsize else self.wide
 
     def _reads_parameters(self, weight: PackedWeight) -> bool:

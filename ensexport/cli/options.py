@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ensexport.dtypes import DTYPES
 from ensexport.emission import help_text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,6 +102,14 @@ member_axis = click.option(
     type=click.IntRange(0, 1),
     metavar="0|1",
     help="Where N stands in the outputs: 0 (default) gives (N, B, ...), 1 gives (B, N, ...).",
+)
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Dtype of weights and arithmetic; norms, softmax and sums stay in float32. Default: the members' own.",
+)
+io_dtype = click.option(
+    "--io-dtype", type=click.Choice(DTYPES), help="Dtype of inputs and outputs. Default: the members' own."
 )
 opset = click.option("--opset", type=int, metavar="INT", help="ONNX opset version.")
 target = click.option(

@@ -39,6 +39,8 @@ from ensexport.staging import Staging
     options.class_axis,
     options.member_weights,
     options.member_axis,
+    options.dtype,
+    options.io_dtype,
     options.opset,
     options.target,
     options.provider,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ensexport.choice import MemberChoice, parse_choice
+from ensexport.dtypes import DtypeChoice
 from ensexport.emission import parse_emission
 from ensexport.errors import ConfigError, UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
@@ -31,7 +32,7 @@ class Settings:
         checkpoints: The checkpoint paths: a settings file inside one of them is never obeyed.
 
     Raises:
-        ConfigError: The settings file cannot be read, or asks for what this version does not do.
+        ConfigError: The settings file cannot be read.
         UsageError: A typed value is malformed.
     """
 
@@ -45,8 +46,6 @@ class Settings:
         self._files_dir = config.path.parent if config and "member-weights" not in given else Path()
         if isinstance(self.values.get("model-args"), str):
             self.values["model-args"] = parse_model_args(self.values["model-args"])
-        if config is not None:
-            _refuse_what_is_not_there_yet(self.values, config.path)
 
     def _found(self, checkpoints: Sequence[str]) -> Config | None:
         found = find_config(Path.cwd(), checkpoint_paths=checkpoints)
@@ -108,6 +107,7 @@ class Settings:
             "output_names": names or None,
             "emission": parse_emission(self.values.get("emit", ()), self.values.get("class-axis", ())),
             "weights": self._weights(),
+            "dtypes": DtypeChoice(self.values.get("dtype"), self.values.get("io-dtype")),
             "tolerance": self.tolerance,
             "choice": self.choice,
         }
@@ -150,13 +150,3 @@ def positive_integers(text: str, option: str) -> list[int]:
 
 def _texts(value: str | Sequence[str]) -> list[str]:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
-
-
-def _refuse_what_is_not_there_yet(values: Mapping[str, Any], path: Path) -> None:
-    """The settings file may hold names that later versions obey; to ignore one would be a silent lie."""
-    where = quote_path(path)
-    if "dtype" in values:
-        raise ConfigError(
-            f"cannot obey dtype = {values['dtype']!r} in {where}: this version packs members in their own dtype.",
-            hint="Remove that line; convert the checkpoints if you need another dtype.",
-        )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ensexport.cli.members_text import inspection_lines, members_lines
+from ensexport.dtypes import Conversion
 from ensexport.members.wording import show_path
 from ensexport.resources import size_text
 
@@ -56,6 +57,8 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
         return
     yield from members_lines(report, most=MOST_MEMBERS)
     yield from plan_lines(report["plan"])
+    if report["dtypes"] is not None:
+        yield f"dtypes: {Conversion(**report['dtypes']).describe()}"
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"
     yield from validation_lines(report["validation"])

@@ -242,6 +242,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "member-weights": ("a string or a list of numbers", _weights),
     "member-axis": _one_of(0, 1),
     "dtype": _one_of("float32", "float16", "bfloat16"),
+    "io-dtype": _one_of("float32", "float16", "bfloat16"),
     "opset": ("a positive integer", _opset),
     "target": _one_of("cpu", "cuda", "tensorrt", "portable"),
     "strategy": _one_of("auto", "stacked", "unrolled", "tune"),
