@@ -21,7 +21,7 @@ from ensexport.emission import OutputEmission, formulas, names_of, to_json
 from ensexport.members import Members, weights_digest
 from ensexport.resources import check_disk
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
-from ensexport.spec import Artifact, Plan
+from ensexport.spec import Artifact, Plan, TensorSpec
 from ensexport.stacking import Ensemble
 from ensexport.staging import writing
 from ensexport.targets.onnx_file import OnnxFile, weight_of

@@ -211,7 +211,18 @@ def export(
             staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
             report, notes = _proven(
-                source, staged, provider, member_axis, bound, batches, seeds, choice, clock, emitted, weights, conversion
+                source,
+                staged,
+                provider,
+                member_axis,
+                bound,
+                batches,
+                seeds,
+                choice,
+                clock,
+                emitted,
+                weights,
+                conversion,
             )
         with clock.stage("digest"):
             artifacts = tuple(_described(outputs, clock))
@@ -467,7 +478,7 @@ def _proven(
     report = ValidationReport(
         tuple(checks), integer_inputs(source.specs, source.ranges), None if choice.is_all else chosen
     )
-    raise_on_mismatch(report, source.ensemble.labels)
+    raise_on_mismatch(report, source.ensemble.labels, conversion)
     return report, (*_partly(choice, chosen, len(source.ensemble)), *left_out, *found.warnings, *_check_notes(checks))
 
 

@@ -265,7 +265,11 @@ def explain_integers(
     """
     module = build()
     before = array_from_tensor(run_member(module, dict(feed))[name])
-    kinds = {inside} if inside else {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    kinds = (
+        {inside}
+        if inside
+        else {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    )
     share = max((Tolerance.FLOORS.get(kind, 0.0) for kind in kinds), default=0.0)
     generator = torch.Generator().manual_seed(0)
 
@@ -351,7 +355,7 @@ def _usual_error(references: Sequence[Sequence[Reference]], name: str) -> float:
     return statistics.median_low(reference.loop_error[name] for member in references for reference in member)
 
 
-def raise_on_mismatch(report: ValidationReport, labels: Sequence[str]) -> None:
+def raise_on_mismatch(report: ValidationReport, labels: Sequence[str], conversion: Conversion | None = None) -> None:
     """Raise for the worst failed check, if any failed.
 
     Raises:
@@ -367,7 +371,7 @@ def raise_on_mismatch(report: ValidationReport, labels: Sequence[str]) -> None:
     raise MismatchError(
         f"output '{worst.output}' of '{worst.artifact}' differs from the baseline: {_what(worst)}, at "
         f"{_whose(worst, labels)}, {_where(worst)}." + (f" {others} other checks failed too." if others else ""),
-        hint=_ROUNDING if _is_rounding(worst) else _NOT_ROUNDING,
+        hint=_hint(worst, conversion),
         validation=report.to_dict(),
         member_index=worst.member_index,
         output=worst.output,
@@ -375,6 +379,12 @@ def raise_on_mismatch(report: ValidationReport, labels: Sequence[str]) -> None:
         expected=json_number(worst.expected),
         actual=json_number(worst.actual),
     )
+
+
+def _hint(check: Check, conversion: Conversion | None) -> str:
+    if conversion is not None and conversion.inside == "float16" and not check.problem and not _is_rounding(check):
+        return "What is beyond 65504 is Inf in float16: --dtype bfloat16 has the range of float32."
+    return _ROUNDING if _is_rounding(check) else _NOT_ROUNDING
 
 
 def _whose(check: Check, labels: Sequence[str]) -> str:
@@ -499,7 +509,7 @@ def validate(
         integer_inputs(specs, ranges),
         None if choice.is_all else chosen,
     )
-    raise_on_mismatch(report, [member.label for member in members])
+    raise_on_mismatch(report, [member.label for member in members], conversion)
     _check_provenance(path, metadata, members, report)
     return report
 

@@ -27,6 +27,7 @@ TREE = {
     "MemoryLimitError": (3, "E_MEMORY"),
     "MemberError": (4, "E_MEMBERS"),
     "StackError": (4, "E_STACK"),
+    "WeightRangeError": (4, "E_WEIGHT_RANGE"),
     "ArchitectureError": (4, "E_MODEL"),
     "ModelInputError": (4, "E_MODEL_INPUT"),
     "ModelOutputError": (4, "E_MODEL_OUTPUT"),

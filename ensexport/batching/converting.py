@@ -7,7 +7,8 @@ The rules are those of torch's autocast, made once and kept in the graph, but fo
 safe in 16 bits runs in float32.
 
 - Products (`_PRODUCTS`) run in the low dtype if one of their operands has it: the members' parameters do, and what was
-  made of them. So the angles of a rotary embedding, made of positions and of a table, stay in float32.
+  made of them. So the angles of a rotary embedding, made of positions and of a table, stay in float32; and so does
+  attention under a mask of numbers made in float32, whose largest have no place in float16.
 - Norms, softmax and averages (`_RETURNING`) run in float32 and return what they were given.
 - Other ops that move numbers or treat them one by one (`_KEEPING`) run in the dtype of their operands, in float32 if
   one of these is; so do those with a number beyond the low dtype's range. Tensors that are filled with one number take
@@ -45,6 +46,7 @@ _PRODUCTS = {
     *("scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"),
     *("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
+_RECURRENT = {name for name in _PRODUCTS if name.startswith(("lstm", "gru", "rnn_"))}
 _RETURNING = {
     *("layer_norm", "native_layer_norm", "batch_norm", "instance_norm", "group_norm", "native_group_norm", "rms_norm"),
     *("_native_batch_norm_legit_no_training", "softmax", "_softmax"),
@@ -101,10 +103,12 @@ def dtype_of(state: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> t
 class _Converter:
     def __init__(self, batched: BatchedGraph, conversion: Conversion) -> None:
         self.batched = batched
+        self.source: torch.dtype
+        self.low: torch.dtype
         self.source, self.low, self.io = (
             getattr(torch, name) for name in (conversion.members, conversion.inside, conversion.io)
         )
-        self.wide = torch.float32 if self.low.itemsize == 2 else self.low
+        self.wide: torch.dtype = torch.float32 if self.low.itemsize == 2 else self.low
         info = torch.finfo(self.low)
         self.smallest, self.largest = info.smallest_normal, info.max
         self.builder = GraphBuilder(batched.member.fake_mode)
@@ -121,7 +125,9 @@ class _Converter:
             elif node.op == "call_function":
                 self.new[node] = self._call(node)
         self.builder.origin = None
-        outputs = [self._cast(self.new[n], self.io) if self._is_source(n) else self.new[n] for n in self.batched.outputs]
+        outputs = [
+            self._cast(self.new[n], self.io) if self._is_source(n) else self.new[n] for n in self.batched.outputs
+        ]
         graph = self.builder.graph
         graph.output(tuple(outputs))
         graph.output_node().meta["val"] = tuple(node.meta["val"] for node in outputs)
@@ -186,30 +192,27 @@ class _Converter:
             return self._as_is(node)
         if name in _CASTS:
             return self._converted_cast(node, floats)
-        if not floats:
-            new = self._run(node, None)
-            if name in _FILLED and self._is_safe(node):
-                self.filled.add(new)
-            return new
-        if name in _PRODUCTS:
-            return self._run(node, self.low if any(map(self._is_low, floats)) else self.wide)
-        if name in _FILLED:
-            new = self._run(node, self.wide)
-            self.filled |= {new} if self._is_safe(node) else set()
-            return new
-        if name in _RETURNING:
-            new = self._run(node, self.wide)
-            if not self._is_low(floats[0]) or _has_dtype(node):
-                return new
+        new = self._run(node, self._dtype_of_operands(node, floats) if floats else None)
+        if name in _FILLED and self._is_safe(node):
+            self.filled.add(new)
+        if name in _RETURNING and self._is_low(floats[0]) and not _has_dtype(node):
             if isinstance(new.meta["val"], torch.Tensor):
                 return self._cast(new, self.low)
             self.returning.add(new)
-            return new
-        if name in _KEEPING and self._is_safe(node):
+        return new
+
+    def _dtype_of_operands(self, node: fx.Node, floats: Sequence[fx.Node]) -> torch.dtype:
+        """What an op is run in."""
+        name = _name(node)
+        if name in _PRODUCTS:
+            mask = _attention_mask(node)
+            is_low = any(map(self._is_low, floats)) and (mask not in floats or self._is_low(mask))
+        elif name in _KEEPING and self._is_safe(node):
             fixed = [arg for arg in floats if self.new[arg] not in self.filled]
             is_low = bool(fixed) and all(map(self._is_low, fixed))
-            return self._run(node, self.low if is_low else self.wide)
-        return self._run(node, self.wide)
+        else:
+            is_low = False
+        return self.low if is_low else self.wide
 
     def _converted_cast(self, node: fx.Node, floats: Sequence[fx.Node]) -> Any:
         """Casts to other dtypes stay; those to the members' own make float32, and what has it already is passed on."""
@@ -240,13 +243,15 @@ class _Converter:
 
         def operand(arg: fx.Node) -> fx.Node:
             new: fx.Node = self.new[arg]
-            if dtype is None or not self._is_source(arg):
-                return new
-            return self._mask(new) if dtype is self.low is not self.wide and arg is mask else self._cast(new, dtype)
+            return new if dtype is None or not self._is_source(arg) else self._cast(new, dtype)
 
-        mask = _attention_mask(node)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), operand)
         args, kwargs = tree_map(lambda leaf: self.wide if leaf is self.source else leaf, (args, kwargs))
+        if _name(node) in _RECURRENT:  # torch's own shape functions would fix a dynamic dimension
+            assert dtype is not None
+            with self.builder.symbolic():
+                value = tree_map(lambda fake: self._as_source(fake, dtype), node.meta["val"])
+            return self.builder.call_as(value, node.target, *args, **kwargs)  # type: ignore[arg-type]
         try:
             return self.builder.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
         except Exception as error:
@@ -257,20 +262,12 @@ class _Converter:
                 hint="Leave --dtype out, and the members keep their own.",
             ) from error
 
+    def _as_source(self, fake: Any, dtype: torch.dtype) -> Any:
+        is_source = isinstance(fake, torch.Tensor) and fake.dtype == self.source
+        return fake.new_empty(fake.shape, dtype=dtype) if is_source else fake
+
     def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         return node if node.meta["val"].dtype == dtype else self.builder.call(aten._to_copy.default, node, dtype=dtype)
-
-    def _mask(self, node: fx.Node) -> fx.Node:
-        """A mask of attention: a finite number beyond the low dtype's range becomes its lowest, and no infinity.
-
-        A row of minus infinities would have no softmax, where one of large numbers has.
-        """
-        low = self._cast(node, self.low)
-        if low is node:
-            return node
-        made = self.builder.call(aten.ne.Tensor, self.builder.call(aten.isinf.default, low),
-                                 self.builder.call(aten.isinf.default, node))  # fmt: skip
-        return self.builder.call(aten.masked_fill.Scalar, low, made, -self.largest)
 
     # -- questions ---------------------------------------------------------------------------------
 
@@ -286,7 +283,7 @@ class _Converter:
         assert isinstance(node.target, OpOverload)
         named = {argument.name: str(argument.type) for argument in node.target._schema.arguments}
         given = [*zip(named, node.args, strict=False), *node.kwargs.items()]
-        numbers = [value for name, value in given if isinstance(value, float) or _is_number(value, named[name])]
+        numbers: list[Any] = [v for name, v in given if isinstance(v, float) or _is_number(v, named[name])]
         return all(
             number == 0 or not math.isfinite(number) or self.smallest <= abs(number) <= self.largest
             for number in numbers

@@ -156,17 +156,31 @@ class WeightProgram:
 
 def _rounded(piece: torch.Tensor, weight: PackedWeight, member_index: int) -> torch.Tensor:
     """A piece in its initializer's dtype, contiguous."""
-    rounded = piece.to(weight.dtype).contiguous()
-    if rounded.dtype.itemsize < 4 and rounded.dtype != piece.dtype and rounded.is_floating_point():
+    is_half = weight.dtype.itemsize == 2 and weight.dtype.is_floating_point
+    rounded = (_odd_float32(piece) if is_half and piece.dtype is torch.float64 else piece).to(weight.dtype).contiguous()
+    if is_half and rounded.dtype != piece.dtype:
         lost = piece.isfinite() & rounded.isinf()
         if lost.any():
+            largest = float(piece[lost].abs().max())
             dtype = str(weight.dtype).removeprefix("torch.")
             raise WeightRangeError(
-                f"member {member_index}: '{weight.name}' holds {float(piece[lost].abs().max()):.6g}, beyond the largest "
-                f"{dtype}, {torch.finfo(weight.dtype).max:.6g} ({int(lost.sum())} of {piece.numel()} numbers).",
+                f"member {member_index}: '{weight.name}' holds {largest:.6g}, beyond the largest {dtype}, "
+                f"{torch.finfo(weight.dtype).max:.6g} ({int(lost.sum())} of {piece.numel()} numbers).",
                 hint="Use --dtype bfloat16, which has float32's range, or float32.",
             )
     return rounded
+
+
+def _odd_float32(exact: torch.Tensor) -> torch.Tensor:
+    """Float64 as float32, an inexact one as its neighbour whose last bit is set: rounding that again is rounding once.
+
+    Torch goes from float64 to 16 bits by way of float32, which rounds twice.
+    Source: Boldo and Melquiond, Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd.
+    """
+    near = exact.to(torch.float32)
+    towards_zero = torch.where(near.abs().double() > exact.abs(), torch.nextafter(near, torch.zeros_like(near)), near)
+    is_inexact = towards_zero.double() != exact
+    return (towards_zero.view(torch.int32) | is_inexact.to(torch.int32)).view(torch.float32)
 
 
 class WeightPacker:

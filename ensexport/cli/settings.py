@@ -12,11 +12,10 @@ import click
 from ensexport.choice import MemberChoice, parse_choice
 from ensexport.dtypes import DtypeChoice
 from ensexport.emission import parse_emission
-from ensexport.errors import ConfigError, UsageError
+from ensexport.errors import UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
 from ensexport.members.selection import Selection
 from ensexport.members.trust import Trust
-from ensexport.members.wording import quote_path
 from ensexport.spec import Tolerance, parse_inputs
 from ensexport.weighting import MemberWeights, parse_member_weights
 

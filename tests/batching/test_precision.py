@@ -42,7 +42,18 @@ def rounded_once(make: Callable[[Made], Tensor], member: Made, dtype: torch.dtyp
     exact = Made(make).double()
     exact.load_state_dict({name: tensor.double() for name, tensor in member.state_dict().items()})
     with torch.no_grad():
-        return make(exact).to(dtype)
+        return nearest(make(exact), dtype)
+
+
+def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each number's nearest in `dtype`, of two equally near the even one; `Tensor.to` rounds float64 by way of float32."""
+    rounded = exact.to(dtype)
+    if dtype.itemsize > 2:
+        return rounded
+    bits = rounded.view(torch.int16)
+    near = torch.stack([rounded, *((bits + step).view(dtype) for step in (1, -1))])
+    apart = (near.double() - exact).abs() + (near.view(torch.int16) & 1) * 1e-30
+    return near.gather(0, apart.argmin(0, keepdim=True))[0]
 
 
 def normalized(m: Made) -> Tensor:

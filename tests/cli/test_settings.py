@@ -38,6 +38,14 @@ def test_a_bare_command_takes_all_from_the_file(project):
     assert load_script("e.ts")(torch.zeros(3, 5, 4)).shape == (5, 3, 3)
 
 
+def test_dtypes_may_stand_in_the_file(project):
+    (project / "ensexport.toml").write_text(SETTINGS + 'dtype = "float16"\nio-dtype = "float16"\nrtol = 0.01\n')
+    answer = run("pack", "ckpts", "-o", "e.ts", "--json").answer
+    assert answer["dtypes"] == {"members": "float32", "inside": "float16", "io": "float16"}
+    assert load_script("e.ts")(torch.zeros(3, 5, 4).half()).dtype == torch.float16
+    assert run("pack", "ckpts", "-o", "f.ts", "--dtype", "bfloat16", "--json").answer["dtypes"]["inside"] == "bfloat16"
+
+
 def test_paths_in_the_file_are_relative_to_it(project, monkeypatch):
     (project / "ensexport.toml").write_text(SETTINGS)
     (project / "below").mkdir()
@@ -87,7 +95,8 @@ REFUSED = {
     "unknown-key": ("modle = 'x'", "'modle'", "model"),
     "wrong-type": ("member-axis = 'one'", "'member-axis'", "0, 1"),
     "no-toml": ("model = ", "ensexport.toml", "TOML"),
-    "dtype": ("dtype = 'float16'", "float16", "own dtype"),
+    "dtype": ("dtype = 'half'", "'dtype'", "float16"),
+    "io-dtype": ("io-dtype = 16", "'io-dtype'", "float16"),
     "tune-batch": ("tune-batch = 1.5", "tune-batch", "list"),
 }
 
