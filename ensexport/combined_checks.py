@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ensexport.combined_reference import Floats, combine
+from ensexport.combined_reference import Floats, combine, shares_of
 from ensexport.compare import Array, Difference, compare_arrays, is_exact
 from ensexport.emission import QUANTITIES, OutputEmission
 from ensexport.spec import Tolerance
@@ -134,10 +134,9 @@ def _nearest_vote(
     A class has a member's vote for certain if it leads by more than twice the slack, and may have it if it is behind
     by no more than that.
     """
-    given = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
     fewest = np.zeros(np.asarray(members[0]).shape)
     most = np.zeros_like(fewest)
-    for share, scores in zip(given / given.sum(), members, strict=True):
+    for share, scores in zip(shares_of(weights, len(members)), members, strict=True):
         ordered = np.sort(scores.astype(np.float64), axis=class_axis)
         best, second = (np.take(ordered, [place], axis=class_axis) for place in (-1, -2))
         values = scores.astype(np.float64)
