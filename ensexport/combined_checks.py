@@ -15,10 +15,14 @@ import ml_dtypes
 import numpy as np
 
 from ensexport.combined_reference import Floats, combine, shares_of
-from ensexport.compare import Array, Difference, compare_arrays, is_exact
+from ensexport.compare import Array, Difference, compare_arrays, count_other_top1, is_exact
 from ensexport.emission import QUANTITIES, OutputEmission
 from ensexport.spec import Tolerance
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
+
+
+_SCORES = ("mean", "probs", "logprobs")
+"""What has a largest class. The shares of a vote are often equal, and rounding decides between them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Judged:
         bound: What `difference.max_rel` may be.
         problem: What differs before any value does; else empty.
         note: Why it passed where a value differs; else empty.
+        top1: For class scores, how many inputs have another largest class, and of how many.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Judged:
     bound: float
     problem: str = ""
     note: str = ""
+    top1: tuple[int, int] = (0, 0)
 
     @property
     def passed(self) -> bool:
@@ -82,7 +88,9 @@ def judge_combined(
             expected, note = (nearest, note) if ties else (expected, "")
         difference = compare_arrays(expected, actual)
         allowed = 0.0 if is_exact(expected.dtype) else _allowed(name, expected, members, entry, dtype, slack, tolerance)
-        yield Judged(file_name, difference, allowed / difference.scale, problem, note)
+        is_scored = entry.needs_classes and name in _SCORES
+        top1 = count_other_top1(expected, actual, entry.class_axis) if is_scored else (0, 0)
+        yield Judged(file_name, difference, allowed / difference.scale, problem, note, top1)
 
 
 def _in_range(expected: Array, dtype: str) -> Array:
