@@ -20,7 +20,6 @@ from ensexport.emission import QUANTITIES, OutputEmission
 from ensexport.spec import Tolerance
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
 
-
 _SCORES = ("mean", "probs", "logprobs")
 """What has a largest class. The shares of a vote are often equal, and rounding decides between them."""
 
