@@ -14,11 +14,14 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ensexport.combined_reference import Floats, combine
-from ensexport.compare import Array, Difference, compare_arrays, is_exact
+from ensexport.combined_reference import Floats, combine, shares_of
+from ensexport.compare import Array, Difference, compare_arrays, count_other_top1, is_exact
 from ensexport.emission import QUANTITIES, OutputEmission
 from ensexport.spec import Tolerance
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
+
+_SCORES = ("mean", "probs", "logprobs")
+"""What has a largest class. The shares of a vote are often equal, and rounding decides between them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Judged:
         bound: What `difference.max_rel` may be.
         problem: What differs before any value does; else empty.
         note: Why it passed where a value differs; else empty.
+        top1: For class scores, how many inputs have another largest class, and of how many.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Judged:
     bound: float
     problem: str = ""
     note: str = ""
+    top1: tuple[int, int] = (0, 0)
 
     @property
     def passed(self) -> bool:
@@ -82,7 +87,9 @@ def judge_combined(
             expected, note = (nearest, note) if ties else (expected, "")
         difference = compare_arrays(expected, actual)
         allowed = 0.0 if is_exact(expected.dtype) else _allowed(name, expected, members, entry, dtype, slack, tolerance)
-        yield Judged(file_name, difference, allowed / difference.scale, problem, note)
+        is_scored = entry.needs_classes and name in _SCORES
+        top1 = count_other_top1(expected, actual, entry.class_axis) if is_scored else (0, 0)
+        yield Judged(file_name, difference, allowed / difference.scale, problem, note, top1)
 
 
 def _in_range(expected: Array, dtype: str) -> Array:
@@ -134,10 +141,9 @@ def _nearest_vote(
     A class has a member's vote for certain if it leads by more than twice the slack, and may have it if it is behind
     by no more than that.
     """
-    given = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
     fewest = np.zeros(np.asarray(members[0]).shape)
     most = np.zeros_like(fewest)
-    for share, scores in zip(given / given.sum(), members, strict=True):
+    for share, scores in zip(shares_of(weights, len(members)), members, strict=True):
         ordered = np.sort(scores.astype(np.float64), axis=class_axis)
         best, second = (np.take(ordered, [place], axis=class_axis) for place in (-1, -2))
         values = scores.astype(np.float64)

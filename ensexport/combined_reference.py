@@ -30,17 +30,24 @@ def combine(
     Returns:
         Float64, but the members' own dtype for `min` and `max` of integers.
     """
-    given = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
+    given = shares_of(weights, len(members))
     kept = np.flatnonzero(given > 0)
     values = np.stack([np.asarray(members[int(index)]) for index in kept])
     if name in ("min", "max") and values.dtype.kind in "iu":
         return np.asarray(values.min(0) if name == "min" else values.max(0))
-    shares = given[kept] / given[kept].sum()
+    shares = given[kept]
     axis = class_axis if class_axis < 0 else class_axis + 1
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         if name in _OF_VALUES:
             return _OF_VALUES[name](values.astype(np.float64), shares)
         return np.asarray(_OF_CLASSES[name](np.moveaxis(values.astype(np.float64), axis, -1), shares, axis))
+
+
+def shares_of(weights: Sequence[float] | None, n_members: int) -> Floats:
+    """The weights as shares that sum to 1, all alike for None. The largest goes first: no sum of them overflows."""
+    given = np.ones(n_members) if weights is None else np.asarray(weights, np.float64)
+    given = given / given.max()
+    return np.asarray(given / given.sum())
 
 
 def _mean(values: Floats, shares: Floats) -> Floats:

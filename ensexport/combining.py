@@ -16,6 +16,7 @@ from torch import fx
 aten = torch.ops.aten
 
 _LOWEST = -1e30  # stands for minus infinity where it is multiplied by 0
+_INT64 = torch.iinfo(torch.int64)
 _TIE = 1e-6  # of the sum of the weights: closer to one half than this is one half
 
 
@@ -73,6 +74,8 @@ class Combiner:
         if self.given is None:
             return node
         left_out = self._along_members(self.call(aten.le.Scalar, self.given, 0))
+        if value == _INT64.min:  # TorchScript cannot write this number: it reads the digits before the sign
+            return self.call(aten.where.self, left_out, self.constant("lowest_int64", torch.tensor([value])), node)
         return self.call(aten.masked_fill.Scalar, node, left_out, value)
 
     def _values(self) -> fx.Node:

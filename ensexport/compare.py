@@ -74,6 +74,21 @@ def compare_members(expected: Array, actual: Array) -> list[Difference]:
     ]
 
 
+def count_other_top1(expected: Array, actual: Array, axis: int) -> tuple[int, int]:
+    """Count the inputs whose largest class, the first of equal ones, is another.
+
+    Args:
+        expected: Class scores.
+        actual: Class scores of the same shape.
+        axis: The axis of the classes.
+
+    Returns:
+        How many differ, and how many there are.
+    """
+    other = expected.astype(np.float64).argmax(axis) != actual.astype(np.float64).argmax(axis)
+    return int(other.sum()), int(other.size)
+
+
 def _compare_floats(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> Difference:
     finite = np.isfinite(left) & np.isfinite(right)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -82,6 +82,11 @@ class OutputEmission:
         return tuple(pair for pair in zip(self.names, self.file_names, strict=True) if pair[0] != MEMBERS)
 
     @property
+    def needs_classes(self) -> bool:
+        """Is anything made of it that takes it for class scores?"""
+        return any(QUANTITIES[name].needs_classes for name in self.names)
+
+    @property
     def is_hidden(self) -> bool:
         """Are the members themselves not among the file's outputs?"""
         return MEMBERS not in self.names

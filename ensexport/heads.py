@@ -146,7 +146,9 @@ class _Writer:
     def weights(self, weights: MemberWeights) -> fx.Node:
         """The weights `(N,)`: the last input, or a constant."""
         if weights.values is not None:
-            return self.constant(WEIGHTS_INPUT, torch.tensor(weights.values, dtype=torch.float64))
+            # Shares of the largest, before float64 becomes float32: neither 1e-300 nor 1e300 is lost.
+            shares = [value / max(weights.values) for value in weights.values]
+            return self.constant(WEIGHTS_INPUT, torch.tensor(shares, dtype=torch.float64))
         if WEIGHTS_INPUT in self.batched.member.inputs:
             raise UsageError(
                 f"the model has an input '{WEIGHTS_INPUT}' of its own.", hint="Rename it, or bake the weights in."

@@ -217,6 +217,8 @@ class Check:
         problem: What differs before any value does, such as `dtype float16 is expected, float32 came`; else empty.
         note: Why integers that differ passed: the member's own do, when its weights change by rounding. Or that the
             members drop dims of size 1 at batch 1. Else empty.
+        top1_inputs: Where the output is taken for class scores, the number of inputs (or pixels, or tokens); else 0.
+        top1_differs: How many of them have another largest class than in the loop.
     """
 
     artifact: str
@@ -236,6 +238,8 @@ class Check:
     seed: int = 0
     problem: str = ""
     note: str = ""
+    top1_inputs: int = 0
+    top1_differs: int = 0
 
 
 @dataclass(frozen=True)
@@ -333,13 +337,26 @@ class ValidationReport:
         """
         return max(self.checks, key=_severity)
 
+    @property
+    def top1(self) -> dict[str, tuple[int, int]]:
+        """Output of class scores -> how many inputs have another largest class than in the loop, and of how many.
+
+        Over all members, probes, files and providers. No bound is set on it: a near tie may fall either way.
+        """
+        counts: dict[str, tuple[int, int]] = {}
+        for check in self.checks:
+            if check.top1_inputs:
+                differs, inputs = counts.get(check.output, (0, 0))
+                counts[check.output] = differs + check.top1_differs, inputs + check.top1_inputs
+        return counts
+
     def to_dict(self) -> dict[str, Any]:
         """Return the `validation` object of the JSON contract; see `json_number` for NaN and Inf.
 
         Without any check, `tolerance` and `max_error` are null; `passed` is too if none was asked for.
         """
         names = ("artifact", "provider", "batch", "member_index", "output", "max_abs", "max_rel", "passed",
-                 "bound", "optimization", "seed", "problem", "note")  # fmt: skip
+                 "bound", "optimization", "seed", "problem", "note", "top1_inputs", "top1_differs")  # fmt: skip
         worst = self.worst if self.checks else None
         return {
             "passed": None if self.members == () else self.passed,
@@ -347,6 +364,10 @@ class ValidationReport:
             "tolerance": None if worst is None else json_number(worst.bound),
             "max_error": None if worst is None else json_number(worst.max_rel),
             "integer_inputs": {name: list(bounds) for name, bounds in self.integer_inputs.items()},
+            "top1": {
+                name: {"differs": differs, "inputs": inputs, "share": differs / inputs}
+                for name, (differs, inputs) in self.top1.items()
+            },
             "checks": [{name: json_number(getattr(check, name)) for name in names} for check in self.checks],
         }
 

@@ -24,7 +24,7 @@ from torch import nn
 from ensexport.batching.examples import find_example, integer_inputs, range_from_json
 from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.combined_checks import Judged, Weighting, judge_combined, weightings
-from ensexport.compare import Array, Difference, compare_members, is_exact
+from ensexport.compare import Array, Difference, compare_members, count_other_top1, is_exact
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json, hidden_of, names_of
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, UsageError
@@ -105,7 +105,7 @@ def check_artifact(
                         hint=_NOT_ROUNDING,
                     )
                 for entry in emitted:
-                    compared = judge.members(runner, number, probe, entry.output, outputs)
+                    compared = judge.members(runner, number, probe, entry, outputs)
                     checks += [] if turn else compared.checks
                     checks += judge.combined(runner, probe, entry, outputs, compared, weighting)
         del runner  # the next one takes as much memory
@@ -161,8 +161,11 @@ class _Judge:
     per_member: tuple[str, ...]
     conversion: Conversion | None
 
-    def members(self, runner: Runner, number: int, probe: Probe, name: str, outputs: Mapping[str, Array]) -> _Compared:
+    def members(
+        self, runner: Runner, number: int, probe: Probe, entry: OutputEmission, outputs: Mapping[str, Array]
+    ) -> _Compared:
         """Compare the members of one output, one by one."""
+        name = entry.output
         output, share, checks, slack = outputs[name], self.share, [], 0.0
         usual = _usual_error(self.references, name)
         row: Sequence[Reference] = [member[number] for member in self.references]
@@ -179,9 +182,15 @@ class _Judge:
                 build = partial(self.source.build, member_index)
                 inside = None if self.conversion is None else self.conversion.coarsest
                 note = explain_integers(build, feed, self.own_names[name], own, inside)
-            judged = Judged(name, difference, bound, problem, note or (remark if passed else ""))
+            is_scored = entry.needs_classes and not problem
+            top1 = self._top1(row[place], member_index, entry, output) if is_scored else (0, 0)
+            judged = Judged(name, difference, bound, problem, note or (remark if passed else ""), top1)
             checks.append(self._check(runner, probe, judged, row[place].dtype[name], member_index, bool(note)))
         return _Compared(checks, row, slack)
+
+    def _top1(self, reference: Reference, member_index: int, entry: OutputEmission, output: Array) -> tuple[int, int]:
+        own = np.take(output, member_index, min(self.share.axis, output.ndim - 1))
+        return count_other_top1(reference.expected[entry.output], own, entry.class_axis)
 
     def combined(
         self,
@@ -231,6 +240,8 @@ class _Judge:
             seed=probe.seed,
             problem=judged.problem,
             note=judged.note,
+            top1_inputs=judged.top1[1],
+            top1_differs=judged.top1[0],
         )
 
 

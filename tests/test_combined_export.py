@@ -16,6 +16,7 @@ from ensexport.combined_reference import combine
 from ensexport.emission import parse_emission
 from ensexport.errors import MismatchError, UsageError
 from ensexport.runtime import open_runners, read_metadata
+from ensexport.spec import Tolerance
 from ensexport.weighting import MemberWeights
 
 INPUTS = ["x:float32[batch,4]"]
@@ -61,7 +62,7 @@ def test_onnx_returns_what_was_asked_for_and_numpy_agrees(tmp_path: Path, member
     path = tmp_path / "e.onnx"
     ensexport.export(members, path, inputs=INPUTS, emission=parse_emission(CLASSES), output_names=["logits"], **QUICK)
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    logits = [member.build()(torch.from_numpy(x)).detach().numpy() for member in members]
+    logits = [members.build(index)(torch.from_numpy(x)).detach().numpy() for index in range(3)]
     for runner in open_runners(path, output_names=()):
         outputs = runner.run({"x": x})
         assert list(outputs) == [f"logits.{name}" for name in CLASSES.split(",")]
@@ -124,6 +125,22 @@ def test_a_wrong_formula_is_found(tmp_path: Path, members: ensexport.Members) ->
     onnx.save(model, path)
     with pytest.raises(MismatchError, match=r"output 'output.var' of .* at all members combined"):
         ensexport.validate(path, members, **QUICK)
+
+
+def test_the_share_of_inputs_with_another_top_class_is_reported(tmp_path: Path, members: ensexport.Members) -> None:
+    path = tmp_path / "e.onnx"
+    report = ensexport.export(members, path, inputs=INPUTS, emission=parse_emission("mean,probs,vote"), **QUICK)
+    rows = 2 * (1 + 3)  # both levels of ONNX Runtime's optimisation, batch 1 and 3
+    assert report.validation.top1 == {"output": (0, 3 * rows), "output.mean": (0, rows), "output.probs": (0, rows)}
+    _swapped(path, 0, 2)
+    loose = ensexport.validate(path, members, tolerance=Tolerance(atol=100.0), **QUICK)
+    assert loose.passed
+    differs, inputs = loose.top1["output"]
+    assert 0 < differs <= inputs == 3 * rows
+    assert loose.to_dict()["top1"]["output"] == {"differs": differs, "inputs": inputs, "share": differs / inputs}
+    assert [c.top1_differs for c in loose.checks if c.member_index == 1] == [0] * 4
+    ensexport.export(members, path, inputs=INPUTS, emission=parse_emission("mean"), force=True, **QUICK)
+    assert ensexport.validate(path, members, **QUICK).top1 == {}  # nothing says that these are class scores
 
 
 @pytest.mark.parametrize("choice", ["first", "last,1"])

@@ -53,6 +53,12 @@ def test_weights_by_hand(name, expected):
     np.testing.assert_allclose(combine(name, members, weights=[3, 1, 0]), [expected])
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e307], ids=["tiny", "huge"])
+def test_only_the_ratio_of_weights_counts(unit):
+    members = np.array([[1.0], [5.0], [9.0]])
+    np.testing.assert_allclose(combine("mean", members, weights=[9 * unit, 9 * unit, 0]), [3])
+
+
 def test_weights_of_classes_by_hand():
     np.testing.assert_allclose(combine("probs", SCORES, weights=[3, 1]), [[0.25 * 0.75 + 0.75 * 0.25, 0.625]])
     np.testing.assert_allclose(combine("vote", SCORES, weights=[3, 1]), [[0.25, 0.75]])

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ensexport.compare import compare_arrays, is_exact
+from ensexport.compare import compare_arrays, count_other_top1, is_exact
 
 NAN, INF = math.nan, math.inf
 
@@ -129,3 +129,10 @@ def test_a_difference_too_large_for_a_float_is_infinite():
 )
 def test_integers_and_booleans_are_exact(dtype, exact):
     assert is_exact(np.dtype(dtype)) is exact
+
+
+def test_inputs_with_another_largest_class_are_counted():
+    expected = np.array([[1, 2, 3], [3, 2, 1], [1, 1, 0], [NAN, 0, 1]])
+    actual = np.array([[1, 3, 2], [3, 2, 1], [0, 1, 0], [NAN, 1, 0]], dtype=ml_dtypes.bfloat16)
+    assert count_other_top1(expected, actual, -1) == (2, 4)
+    assert count_other_top1(expected.T[None], actual.T[None].astype(np.float32), 1) == (2, 4)

@@ -173,6 +173,13 @@ def test_weights(tmp_path: Path, values: tuple[float, ...], is_input: bool) -> N
     _check(_runs(graph, weights, tmp_path), scores, COMBINED, extra=extra, weights=values)
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e307], ids=["tiny", "huge"])
+def test_baked_weights_of_any_size(tmp_path: Path, unit: float) -> None:
+    scores = _scores(3, 4)
+    graph, weights = _graph(scores, *COMBINED, weights=MemberWeights((9 * unit, 9 * unit, unit / 1e5)))
+    _check(_runs(graph, weights, tmp_path), scores, COMBINED, weights=[9, 9, 1e-5])
+
+
 def test_a_member_left_out_may_be_anything(tmp_path: Path) -> None:
     scores = _scores(4, 6)
     scores[1], scores[3] = torch.nan, torch.inf

@@ -113,6 +113,27 @@ def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ense
                 assert np.allclose(outputs[name], expected, atol=1e-5)
 
 
+def test_members_disagree_more_on_noise_than_on_digits(tmp_path, monkeypatch):
+    """Networks that are trained in full: after one epoch they disagree on digits too."""
+    copy_samples(ROOT, tmp_path)
+    monkeypatch.chdir(tmp_path / "samples" / "digits")
+    subprocess.run([sys.executable, "train.py", "--members", "5"], check=True, capture_output=True)
+    for dtype in ("float32", "float16"):
+        for path in Path("ckpts").iterdir():
+            state = torch.load(path, weights_only=True)
+            torch.save({name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}, path)
+        spec = ("--input", f"x:{dtype}[batch,8,8]", "--emit", "mutual_information", "--member-axis", "1")
+        assert run("pack", "ckpts", *spec, "-o", f"{dtype}.onnx").exit_code == 0
+        command = [sys.executable, "uncertainty.py", f"{dtype}.onnx", "--plot", "picture.svg"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert float(re.search(r"AUROC ([\d.]+)$", said)[1]) > 0.85
+        assert b"<svg" in Path("picture.svg").read_bytes()[:1000]
+
+
+def test_the_picture_of_the_readme_is_small():
+    assert 1000 < (ROOT / "docs" / "uncertainty.svg").stat().st_size < 60_000
+
+
 def test_evaluating_needs_neither_torch_nor_ensexport(checkout):
     code = (
         "import sys, json, runpy; runpy.run_path('evaluate.py', run_name='__main__'); print(json.dumps([*sys.modules]))"

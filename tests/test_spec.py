@@ -193,7 +193,7 @@ def test_a_report_has_the_keys_of_the_contract():
 
 def test_a_report_without_checks_and_one_with_infinite_errors_are_json():
     empty = ValidationReport(()).to_dict()
-    nothing = {"tolerance": None, "max_error": None, "integer_inputs": {}, "checks": []}
+    nothing = {"tolerance": None, "max_error": None, "integer_inputs": {}, "top1": {}, "checks": []}
     assert empty == {"passed": False, "members": "all", **nothing}
     assert ValidationReport((), {}, ()).to_dict() == {"passed": None, "members": [], **nothing}
     broken = ValidationReport((a_check(max_abs=math.inf, max_rel=math.inf, passed=False),)).to_dict()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ensexport.emission import from_json
 from ensexport.members.wording import join_numbers, show_path
 from ensexport.resources import size_text
+from ensexport.weighting import WEIGHTS_INPUT
 
 _MAX_METRICS = 3
 _MAX_DIFFERING = 12
@@ -61,17 +63,38 @@ def artifact_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{show_path(report['path'])}  {report['format']}{opset}, {size_text(report['size_bytes'])}"
     yield f"  sha256 {report['sha256']}, written by ensexport {report['ensexport_version']}"
     yield f"members ({report['n_members']})"
+    weights = report.get("member_weights")
     for member in report["members"]:
         digest = member["sha256"] or member["weights_sha256"]
-        yield f"  {member['index']:>3}  {show_path(member['name'])}  sha256 {digest[:12]}"
+        weight = f"  weight {weights[member['index']]:g}" if isinstance(weights, list) else ""
+        yield f"  {member['index']:>3}  {show_path(member['name'])}  sha256 {digest[:12]}{weight}"
     yield "inputs, as one member sees them"
     for spec in report["inputs"]:
         name = spec.partition(":")[0]
         yield f"  {spec}" + ("  (one slice a member)" if name in report["per_member"] else "")
-    yield f"outputs, members on axis {report['member_axis']}: {', '.join(report['outputs'])}"
+    if isinstance(weights, str):
+        default = "must be given" if report["format"] == "pt2" else "may be left out: all alike"
+        yield f"  {WEIGHTS_INPUT}:float32[{report['n_members']}]  (how much each member counts; {default})"
+    yield from _output_lines(report)
     for name, (low, high) in report["dims"].items():
         yield f"  {name}: {low} to {'any size' if high is None else high}"
     yield f"packed for {report['target']}, strategy {report['strategy']}"
+
+
+def _output_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The outputs, and how each is made of the members' where it is more than these."""
+    names, axis = report["outputs"], f"outputs, members on axis {report['member_axis']}"
+    emitted = from_json(report.get("emit"), names)
+    if not any(entry.combined for entry in emitted):
+        yield f"{axis}: {', '.join(names)}"
+        return
+    yield f"{axis}, made of the members' y_k with weights w_k that sum to 1"
+    width = max(map(len, names))
+    for name in names:
+        yield f"  {name:<{width}}  {report['formulas'].get(name, '')}".rstrip()
+    for entry in emitted:
+        if entry.needs_classes:
+            yield f"  p_k of {entry.output}: softmax of y_k over axis {entry.class_axis} of one member's output"
 
 
 def _verdict(report: Mapping[str, Any]) -> Iterator[str]:

@@ -27,6 +27,8 @@ def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     yield f"proof: {len(checks)} comparisons with the loop over {whom}{where}, all within tolerance"
     for name, (low, high) in validation["integer_inputs"].items():
         yield f"  integers in {name}: {low} to {'the number of ids' if high is None else high}"
+    for name, top1 in validation["top1"].items():
+        yield f"  top-1 class of {name}: another than the loop's for {top1['differs']} of {top1['inputs']} inputs"
     yield f"  worst error {validation['max_error']:.2g} of the largest value, allowed {validation['tolerance']:.2g}"
 
 

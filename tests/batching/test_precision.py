@@ -46,7 +46,7 @@ def rounded_once(make: Callable[[Made], Tensor], member: Made, dtype: torch.dtyp
 
 
 def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each number's nearest in `dtype`, of two equally near the even one; `Tensor.to` rounds float64 by way of float32."""
+    """Each number's nearest, of two equally near the even one; `Tensor.to` rounds float64 by way of float32."""
     rounded = exact.to(dtype)
     if dtype.itemsize > 2:
         return rounded

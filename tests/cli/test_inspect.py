@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 import sys
 
 import pytest
@@ -167,6 +168,30 @@ def test_an_artifact_tells_its_members_inputs_and_outputs(project, suffix):
     text = run("inspect", path.name).out
     assert "members (3)" in text
     assert f"  {X}\n" in text
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_an_artifact_tells_how_its_outputs_are_made_of_the_members(project, suffix):
+    packing = ("pack", "ckpts", *MODEL, "--input", X, "--emit", "members,probs,entropy", "--class-axis", "1")
+    assert run(*packing, "--member-weights", "0.5,0.25,0.25", "-o", f"e.{suffix}").exit_code == 0
+    answer = inspect(f"e.{suffix}")
+    assert answer["outputs"] == ["output", "output.probs", "output.entropy"]
+    assert answer["formulas"]["output.entropy"] == "H = -sum_c p_c log p_c, in nats"
+    assert (answer["member_weights"], answer["emit"][0]["class_axis"]) == ([0.5, 0.25, 0.25], 1)
+    text = run("inspect", f"e.{suffix}").out
+    assert re.search("^    1  m1.pt  sha256 [0-9a-f]{12}  weight 0.25$", text, re.MULTILINE)
+    assert (
+        "outputs, members on axis 0, made of the members' y_k with weights w_k that sum to 1\n"
+        "  output          y_k\n"
+        "  output.probs    p = sum_k w_k p_k\n"
+        "  output.entropy  H = -sum_c p_c log p_c, in nats\n"
+        "  p_k of output: softmax of y_k over axis 1 of one member's output\n"
+    ) in text
+    assert run(*packing, "--member-weights", "input", "-o", f"f.{suffix}").exit_code == 0
+    assert inspect(f"f.{suffix}")["member_weights"] == "input"
+    default = "may be left out: all alike" if suffix == "onnx" else "must be given"
+    said = f"  member_weights:float32[3]  (how much each member counts; {default})\n"
+    assert said in run("inspect", f"f.{suffix}").out
 
 
 def test_a_file_that_is_no_artifact_is_refused(project):
