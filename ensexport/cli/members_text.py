@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ensexport.dtypes import Conversion
 from ensexport.emission import from_json
 from ensexport.members.wording import join_numbers, show_path
 from ensexport.resources import size_text
@@ -78,6 +79,9 @@ def artifact_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _output_lines(report)
     for name, (low, high) in report["dims"].items():
         yield f"  {name}: {low} to {'any size' if high is None else high}"
+    conversion = Conversion.from_json(report.get("dtypes"))
+    if conversion is not None:
+        yield f"dtypes: {conversion.describe()}"
     yield f"packed for {report['target']}, strategy {report['strategy']}"
 
 

@@ -194,6 +194,12 @@ def test_an_artifact_tells_how_its_outputs_are_made_of_the_members(project, suff
     assert said in run("inspect", f"f.{suffix}").out
 
 
+def test_an_artifact_tells_its_dtypes(project):
+    assert run("pack", "ckpts", *MODEL, "--input", X, "--dtype", "float16", "-o", "e.ts").exit_code == 0
+    assert inspect("e.ts")["dtypes"] == {"members": "float32", "inside": "float16", "io": "float32"}
+    assert "dtypes: float16 inside, float32 in and out (the members: float32)\n" in run("inspect", "e.ts").out
+
+
 def test_a_file_that_is_no_artifact_is_refused(project):
     (project / "e.onnx").write_bytes(b"nothing")
     assert inspect("e.onnx", exit_code=3)["error"]["code"] == "E_ARTIFACT"
