@@ -155,6 +155,7 @@ class Net(nn.Module):
         return {"logits": y, "value": y.sum(-1), "label": y.argmax(-1), "scale": self.layer.weight.sum(0)}
 """
 ANY = "members, mean, var, std, min, max, median"
+FLOATS = f"Valid for it: {ANY}, q1 to q99."
 REFUSED = {
     "unknown": (("--emit", "porbs"), "unknown name 'porbs'", f"{ANY}, probs,", "'probs'?"),
     "unknown-output": (("--emit", "logit=probs"), "'logit'", "logits, value, label, scale"),
