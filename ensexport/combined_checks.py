@@ -16,7 +16,7 @@ import numpy as np
 
 from ensexport.combined_reference import Floats, combine, shares_of
 from ensexport.compare import Array, Difference, compare_arrays, count_other_top1, is_exact
-from ensexport.emission import QUANTITIES, OutputEmission
+from ensexport.emission import CLASS_NAMES, OutputEmission
 from ensexport.spec import Tolerance
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
 
@@ -111,8 +111,9 @@ def _allowed(
 ) -> float:
     """How far an output may be off, in its own units.
 
-    With members that are off by up to s: mean, min, max, median and std by s; var by `2 std s + s^2`; log-probabilities
-    and the logarithms of their mean by 2s, so probabilities by less than s and entropies by 2s of the largest there is.
+    With members that are off by up to s: mean, min, max, median, quantiles and std by s; var by `2 std s + s^2`;
+    log-probabilities and the logarithms of their mean by 2s, so probabilities by less than s and entropies by 2s of the
+    largest there is.
     """
     largest = _largest(expected)
     if name == "var":
@@ -123,7 +124,7 @@ def _allowed(
     elif name == "vote":
         carried = 0.0
     else:
-        carried = slack * (2 if QUANTITIES[name].needs_classes else 1)
+        carried = slack * (2 if name in CLASS_NAMES else 1)
     scale = largest or 1.0
     return carried + tolerance.bound(dtype=dtype, scale=scale, loop_error=0.0) * scale
 

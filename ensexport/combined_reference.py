@@ -6,12 +6,14 @@ averaged with `logaddexp`, and the mutual information is the plain difference of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ensexport.compare import Array
+from ensexport.emission import percent_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,7 +24,7 @@ def combine(
     """Return a combined output.
 
     Args:
-        name: A name out of `emission.QUANTITIES` other than `members`.
+        name: A name that `emission` knows other than `members`.
         members: The members' outputs, `(B, C)` each.
         class_axis: The axis of one member's output that holds the classes.
         weights: How much each member counts; None for all alike.
@@ -36,8 +38,11 @@ def combine(
     if name in ("min", "max") and values.dtype.kind in "iu":
         return np.asarray(values.min(0) if name == "min" else values.max(0))
     shares = given[kept]
+    percent = percent_of(name)
     axis = class_axis if class_axis < 0 else class_axis + 1
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        if percent is not None:
+            return _quantile(values.astype(np.float64), percent)
         if name in _OF_VALUES:
             return _OF_VALUES[name](values.astype(np.float64), shares)
         return np.asarray(_OF_CLASSES[name](np.moveaxis(values.astype(np.float64), axis, -1), shares, axis))
@@ -67,6 +72,15 @@ def _median(values: Floats, shares: Floats) -> Floats:
     places = [np.minimum((reached < bound).sum(0), len(values) - 1) for bound in (0.5 - 1e-6, 0.5 + 1e-6)]
     lower, upper = (np.take_along_axis(ordered, place[None], 0)[0] for place in places)
     return np.asarray((lower + upper) / 2)
+
+
+def _quantile(values: Floats, percent: int) -> Floats:
+    """Linear between neighbours. `np.quantile` gives NaN where both are infinite."""
+    place = percent / 100 * (len(values) - 1)
+    ordered = np.sort(values, axis=0)
+    lower, upper = ordered[math.floor(place + 1e-9)], ordered[math.ceil(place - 1e-9)]
+    t = place - math.floor(place + 1e-9)
+    return np.asarray(np.where(lower == upper, lower, (1 - t) * lower + t * upper))
 
 
 _OF_VALUES: Mapping[str, Callable[[Floats, Floats], Floats]] = {

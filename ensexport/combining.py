@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from ensexport.emission import percent_of
+
 aten = torch.ops.aten
 
 _LOWEST = -1e30  # stands for minus infinity where it is multiplied by 0
@@ -57,8 +59,10 @@ class Combiner:
         self.n_members = int(value.shape[member_axis])
 
     def result(self, name: str) -> fx.Node:
-        """The node of a name out of `emission.QUANTITIES`, in the dtype of the members' output, batch first."""
-        return self._cast(getattr(self, f"_{name}")(), self.dtype)
+        """The node of a name that `emission` knows, in the dtype of the members' output, batch first."""
+        percent = percent_of(name)
+        node: fx.Node = getattr(self, f"_{name}")() if percent is None else self._quantile(percent)
+        return self._cast(node, self.dtype)
 
     # -- the members -------------------------------------------------------------------------------
 
@@ -151,6 +155,19 @@ class Combiner:
                 for share in (0.5 - _TIE, 0.5 + _TIE)
             )
         return lower if lower is upper else self._half(lower, upper)
+
+    def _quantile(self, percent: int) -> fx.Node:
+        values = self.call(operator.getitem, self.call(aten.sort.default, self._wide(), self.axis), 0)
+        place, rest = divmod((self.n_members - 1) * percent, 100)
+        lower = self.call(aten.select.int, values, self.axis, place)
+        if not rest:
+            return lower
+        upper = self.call(aten.select.int, values, self.axis, place + 1)
+        return self.call(
+            aten.add.Tensor,
+            self.call(aten.mul.Scalar, lower, (100 - rest) / 100),
+            self.call(aten.mul.Scalar, upper, rest / 100),
+        )
 
     def _reached(self, order: fx.Node) -> fx.Node:
         """The sum of the weights up to each value, in the values' order."""

@@ -54,7 +54,27 @@ QUANTITIES: Mapping[str, Quantity] = {
     "mutual_information": Quantity("H - E, never negative, in nats", "(B,)", needs_classes=True),
 }
 
+CLASS_NAMES = frozenset(name for name, quantity in QUANTITIES.items() if quantity.needs_classes)
+"""The names that take an output for class scores."""
+QUANTILE = Quantity(
+    "(1 - t) lower + t upper: the sorted y_k on both sides of place NN (N - 1) / 100, t beyond the lower one", "(B, C)"
+)
+"""`q1` to `q99`: what NumPy's and torch's quantile return by default. Not defined for weights."""
+QUANTILE_NAMES = "q1 to q99"
+_QUANTILE = re.compile(r"q([1-9][0-9]?)")
+
 _AXIS = re.compile(r"-?[0-9]{1,3}")
+
+
+def percent_of(name: str) -> int | None:
+    """`q10` -> 10; None for a name that is no quantile."""
+    match = _QUANTILE.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+def quantity(name: str) -> Quantity | None:
+    """What a name means; None for one that means nothing."""
+    return QUANTITIES.get(name) if percent_of(name) is None else QUANTILE
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,7 @@ class OutputEmission:
 
     Attributes:
         output: The output's name.
-        names: Names out of `QUANTITIES`, in the file's order.
+        names: Names out of `QUANTITIES`, or quantiles (`q10`), in the file's order.
         class_axis: The axis of one member's output that holds the classes.
     """
 
@@ -84,7 +104,7 @@ class OutputEmission:
     @property
     def needs_classes(self) -> bool:
         """Is anything made of it that takes it for class scores?"""
-        return any(QUANTITIES[name].needs_classes for name in self.names)
+        return any(name in CLASS_NAMES for name in self.names)
 
     @property
     def is_hidden(self) -> bool:
@@ -172,11 +192,11 @@ def parse_emission(emit: str | Iterable[str] = (), class_axis: str | int | Itera
 
 
 def _check_name(name: str, text: str) -> None:
-    if name in QUANTITIES:
+    if quantity(name) is not None:
         return
     close = difflib.get_close_matches(name, QUANTITIES, 1)
     raise UsageError(
-        f"unknown name {name!r} in --emit {text!r}: expected names out of {', '.join(QUANTITIES)}.",
+        f"unknown name {name!r} in --emit {text!r}: expected names out of {', '.join(QUANTITIES)}, {QUANTILE_NAMES}.",
         hint=f"Did you mean '{close[0]}'?" if close else "Write --emit probs,entropy, or --emit OUTPUT=probs for one.",
     )
 
@@ -200,7 +220,8 @@ def _parse_axes(given: Iterable[str | int]) -> tuple[int, dict[str, int]]:
 def help_text() -> str:
     """The names and their formulas as the help shows them, a line each."""
     width = max(map(len, QUANTITIES))
-    lines = [f"  {name:<{width}}  {quantity.formula}" for name, quantity in QUANTITIES.items()]
+    table = {**QUANTITIES, QUANTILE_NAMES: QUANTILE}
+    lines = [f"  {name:<{width}}  {quantity.formula}" for name, quantity in table.items()]
     return "\n".join(lines)
 
 
@@ -217,9 +238,10 @@ def hidden_of(emitted: Iterable[OutputEmission]) -> tuple[str, ...]:
 def formulas(emitted: Iterable[OutputEmission]) -> dict[str, str]:
     """File name -> formula, for the file's metadata."""
     return {
-        file_name: QUANTITIES[name].formula
+        file_name: meaning.formula.replace("NN", name[1:]) if meaning is QUANTILE else meaning.formula
         for entry in emitted
         for name, file_name in zip(entry.names, entry.file_names, strict=True)
+        if (meaning := quantity(name)) is not None
     }
 
 
@@ -245,7 +267,7 @@ def from_json(emit: object, outputs: Sequence[str]) -> tuple[OutputEmission, ...
         emitted = tuple(
             OutputEmission(str(entry["output"]), tuple(entry["names"]), int(entry["class_axis"])) for entry in entries
         )
-        unknown = [name for entry in emitted for name in entry.names if name not in QUANTITIES]
+        unknown = [name for entry in emitted for name in entry.names if quantity(name) is None]
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError("cannot read 'emit' in the file's ensexport metadata.", hint="Pack again.") from error
     if unknown or [name for entry in emitted for name in entry.file_names] != list(outputs):

@@ -4,7 +4,7 @@ Nodes are written onto a finished batched graph, so that it stays one graph howe
 members' tensors stay in it under their own names even where they are no outputs of the file: what stands behind a
 mean can then be compared member by member in the very file that ships.
 
-The formulas are those of `emission.QUANTITIES`; all are computed in float32 (float64 for float64) and cast back once.
+The formulas are those of `emission`; all are computed in float32 (float64 for float64) and cast back once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.value import expression
 from ensexport.batching.weights import PackedWeight, WeightProgram, with_constant
 from ensexport.combining import Combiner
-from ensexport.emission import MEMBERS, QUANTITIES, OutputEmission
+from ensexport.emission import MEMBERS, QUANTILE_NAMES, QUANTITIES, OutputEmission, percent_of
 from ensexport.errors import UsageError
 from ensexport.spec import batch_dim
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
@@ -49,6 +49,8 @@ def add_heads(
     """
     for entry, value in zip(emitted, batched.member.output_values, strict=True):
         _check(entry, value, batched)
+        if weights is not None:
+            _check_weighable(entry)
     if not any(entry.combined for entry in emitted):
         if weights is not None:
             raise UsageError(
@@ -80,7 +82,11 @@ def _check(entry: OutputEmission, value: torch.Tensor, batched: BatchedGraph) ->
     """Refuse what an output cannot become, and say what it can."""
     why = _no_classes(value, entry.class_axis)
     valid = [name for name in QUANTITIES if name in _names_for(value) and not (why and QUANTITIES[name].needs_classes)]
-    wrong = next((name for name in entry.names if name not in valid), None)
+    has_quantiles = value.is_floating_point()
+    wrong = next(
+        (name for name in entry.names if not (has_quantiles if percent_of(name) is not None else name in valid)), None
+    )
+    valid += [QUANTILE_NAMES] if has_quantiles else []
     if wrong is not None:
         kind = str(value.dtype).removeprefix("torch.")
         reason = why if why and wrong in _names_for(value) else f"it is {kind}"
@@ -93,6 +99,17 @@ def _check(entry: OutputEmission, value: torch.Tensor, batched: BatchedGraph) ->
         raise UsageError(
             f"cannot put the members of output '{entry.output}' at axis 1: its shape {_shape(value)} has no batch. "
             f"Valid for it: --member-axis 0, or to emit {', '.join(name for name in valid if name != MEMBERS)}.",
+        )
+
+
+def _check_weighable(entry: OutputEmission) -> None:
+    """Refuse quantiles of weighted members: there are several definitions of them, and none is usual."""
+    wrong = next((name for name in entry.names if percent_of(name) is not None), None)
+    if wrong is not None:
+        raise UsageError(
+            f"cannot emit '{wrong}' of output '{entry.output}' with member weights: quantiles are of members that all "
+            f"count alike. Valid for it: {', '.join(QUANTITIES)}.",
+            hint="Leave --member-weights out, or emit median, min and max.",
         )
 
 

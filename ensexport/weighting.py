@@ -43,6 +43,16 @@ class MemberWeights:
                 f"{len(self.values)} member weights are given: expected {n_members}, one a member.",
                 hint="Give them in the order of the members; 0 leaves one out.",
             )
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Refuse weights that fit no ensemble at all.
+
+        Raises:
+            UsageError: One is negative, NaN or Inf, or all are zero.
+        """
+        if self.values is None:
+            return
         for index, value in enumerate(self.values):
             if not (math.isfinite(value) and value >= 0):
                 raise UsageError(
@@ -76,15 +86,21 @@ def parse_member_weights(text: str | Sequence[float], folder: Path = Path()) -> 
         folder: Where a relative path begins.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: It is none of these, or a number is no weight.
     """
+    weights = MemberWeights(_parsed(text, folder))
+    weights.check_values()
+    return weights
+
+
+def _parsed(text: str | Sequence[float], folder: Path) -> tuple[float, ...] | None:
     if not isinstance(text, str):
-        return MemberWeights(tuple(map(float, text)))
+        return tuple(map(float, text))
     if text.strip() == "input":
-        return MemberWeights()
+        return None
     numbers = _numbers(text)
     if numbers is not None:
-        return MemberWeights(numbers)
+        return numbers
     try:
         content = (folder / text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -95,7 +111,7 @@ def parse_member_weights(text: str | Sequence[float], folder: Path = Path()) -> 
             f"cannot read --member-weights {text!r}: the file holds {content.strip()[:40]!r}, {_FORM}.",
             hint="One number a member, between commas or line ends.",
         )
-    return MemberWeights(numbers)
+    return numbers
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:

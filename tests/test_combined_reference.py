@@ -72,6 +72,16 @@ def test_the_median_of_an_even_number_is_the_middle_of_two():
     np.testing.assert_allclose(repeated, np.median(members[[0, 1, 1, 2, 2, 2]], axis=0))
 
 
+@pytest.mark.parametrize("n_members", [1, 2, 5, 11])
+def test_quantiles_are_those_of_numpy(n_members):
+    members = np.random.default_rng(3).normal(size=(n_members, 4, 3))
+    for percent in (1, 10, 25, 50, 90, 99):
+        expected = np.quantile(members, percent / 100, axis=0)
+        np.testing.assert_allclose(combine(f"q{percent}", members), expected, rtol=1e-12)
+    members[:] = -np.inf
+    assert (combine("q10", members) == -np.inf).all()
+
+
 @pytest.mark.parametrize("name", [name for name in QUANTITIES if name != "members"])
 def test_zero_leaves_out_and_whole_numbers_repeat(name):
     members = np.random.default_rng(1).normal(size=(3, 4, 5)) * 3

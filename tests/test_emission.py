@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from ensexport.emission import QUANTITIES, Emission, OutputEmission, formulas, from_json, parse_emission, to_json
+from ensexport.emission import (
+    QUANTILE,
+    QUANTILE_NAMES,
+    QUANTITIES,
+    Emission,
+    OutputEmission,
+    formulas,
+    from_json,
+    help_text,
+    parse_emission,
+    to_json,
+)
 from ensexport.errors import ArtifactError, UsageError
 
 NAMES = (
@@ -91,6 +102,19 @@ def test_the_formulas_are_those_of_the_documentation():
     assert [(name or "members", formula, shape) for name, formula, shape in rows] == [
         (name, quantity.formula, quantity.shape) for name, quantity in QUANTITIES.items()
     ]
+
+
+def test_quantiles():
+    (entry,) = parse_emission("q5,q10,median").resolve(["y"])
+    assert entry.file_names == ("y.q5", "y.q10", "y.median")
+    assert "on both sides of place 5 (N - 1) / 100," in formulas([entry])["y.q5"]
+    assert from_json(to_json([entry]), entry.file_names) == (entry,)
+    text = (Path(__file__).parent.parent / "docs" / "outputs.md").read_text()
+    assert f"| `y.q1` to `y.q99` | `{QUANTILE.formula}` | `{QUANTILE.shape}` |" in text
+    assert f"  {QUANTILE_NAMES} " in help_text()
+    for name in ("q0", "q100", "q05", "q1.5", "q"):
+        with pytest.raises(UsageError, match=f"unknown name '{name}' .* q1 to q99"):
+            parse_emission(name)
 
 
 @pytest.mark.parametrize("emit", [None, ["members"]], ids=["nothing", "members"])

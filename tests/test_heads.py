@@ -22,6 +22,7 @@ from ensexport.weighting import MemberWeights
 from tests.batching.runs import Run, batched, fx_run, onnx_run, torchscript_run
 
 COMBINED = tuple(name for name in QUANTITIES if name != "members")
+QUANTILES = ("q1", "q10", "q25", "q50", "q90", "q99")
 
 
 def quiet() -> ort.SessionOptions:
@@ -102,6 +103,20 @@ def test_every_name_equals_the_oracle(tmp_path: Path, n_members: int, member_axi
     graph, weights = _graph(scores, *COMBINED, member_axis=member_axis)
     assert graph.n_hidden == 1
     _check(_runs(graph, weights, tmp_path), scores, COMBINED)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("n_members", [1, 2, 11])
+def test_quantiles(tmp_path: Path, n_members: int, dtype: str) -> None:
+    scores = _scores(n_members, 7, dtype=dtype)
+    graph, weights = _graph(scores, *QUANTILES, "median", member_axis=n_members % 2)
+    tolerance = {"float32": 2e-6, "float16": 1e-3}[dtype]
+    _check(_runs(graph, weights, tmp_path), scores, (*QUANTILES, "median"), tolerance=tolerance)
+
+
+def test_quantiles_of_weighted_members_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"cannot emit 'q10' of output 'y' with member weights.*Valid for it: members"):
+        _graph(_scores(3, 4), "mean", "q10", weights=MemberWeights())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

@@ -36,6 +36,13 @@ def test_what_is_no_weights(tmp_path):
         parse_member_weights(str(path))
 
 
+def test_what_is_no_weight_is_refused_when_it_is_read():
+    with pytest.raises(UsageError, match="the weight of member 1 is -1: expected a finite number, 0 or more"):
+        parse_member_weights("1,-1")
+    with pytest.raises(UsageError, match="all member weights are 0"):
+        parse_member_weights([0, 0])
+
+
 @pytest.mark.parametrize(
     ("values", "fact"),
     [

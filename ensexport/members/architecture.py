@@ -18,6 +18,7 @@ from weakref import WeakSet
 from torch import nn
 
 from ensexport.errors import ArchitectureError, UsageError
+from ensexport.members.closures import function_with_own_parts
 from ensexport.members.config import parse_model_args
 from ensexport.members.libraries import is_library_name, library_factory
 from ensexport.members.user_code import import_attribute, running_user_code
@@ -61,8 +62,7 @@ class Architecture:
                 hint="Name a class or a function that returns the network.",
             )
         if any(part in self._built for part in module.modules()):
-            with running_user_code(f"cannot copy {self.name!r}, which returns one object twice"):
-                module = copy.deepcopy(module)
+            module = _copied(module, self.name)
         self._built.update(module.modules())
         with running_user_code(f"cannot put {self.name!r} into eval mode"):
             module.eval()
@@ -136,13 +136,26 @@ def _from_object(target: object, name: str, arguments: dict[str, Any]) -> Archit
                 f"{name!r} is a finished module, yet arguments are given: {', '.join(arguments)}.",
                 hint="Name its class instead, or leave the arguments out.",
             )
-        return Architecture(name, lambda: copy.deepcopy(target))
+        return Architecture(name, lambda: _copied(target, name))
     if not callable(target):
         raise ArchitectureError(
             f"{name!r} is {_describe(target)}: expected a class or function that builds the network.",
             hint=_FORMS,
         )
     return Architecture(name, target, arguments)
+
+
+def _copied(module: nn.Module, name: str) -> nn.Module:
+    """A copy of a network that is there once, so that each member has its own."""
+    function = function_with_own_parts(module)
+    if function is not None:
+        raise ArchitectureError(
+            f"cannot copy {name!r}: {function} is a function that holds a part of this very network, and a copy would "
+            "run it with the weights of the original.",
+            hint="Name a function that builds a new network at each call, or write it as a method of a subclass.",
+        )
+    with running_user_code(f"cannot copy {name!r}, which returns one object twice"):
+        return copy.deepcopy(module)
 
 
 def _name_of(model: object) -> str:

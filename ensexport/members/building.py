@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ensexport.members.architecture import Architecture
+from ensexport.members.closures import function_with_own_parts
 from ensexport.members.rebuilding import load_exactly, tensors_outside
 from ensexport.members.tensors import same_bytes
 
@@ -94,7 +95,7 @@ def _empty_copy(module: nn.Module) -> nn.Module | None:
     }
     if any(is_lazy(value) or type(value) not in (nn.Parameter, torch.Tensor, nn.Buffer) for value in saved.values()):
         return None
-    if _is_empty(module) or tensors_outside(module, sharing=True):
+    if _is_empty(module) or tensors_outside(module, sharing=True) or function_with_own_parts(module) is not None:
         return None
     memo: dict[int, Any] = {}
     for key, value in saved.items():

@@ -155,11 +155,21 @@ class Net(nn.Module):
         return {"logits": y, "value": y.sum(-1), "label": y.argmax(-1), "scale": self.layer.weight.sum(0)}
 """
 ANY = "members, mean, var, std, min, max, median"
+FLOATS = f"Valid for it: {ANY}, q1 to q99."
 REFUSED = {
     "unknown": (("--emit", "porbs"), "unknown name 'porbs'", f"{ANY}, probs,", "'probs'?"),
     "unknown-output": (("--emit", "logit=probs"), "'logit'", "logits, value, label, scale"),
-    "no-classes": (("--emit", "value=probs"), "cannot emit 'probs' of output 'value'", f"Valid for it: {ANY}."),
-    "batch-is-no-class": (("--emit", "logits=vote", "--class-axis", "0"), "axis 0", "(?, 5)", f"for it: {ANY}."),
+    "no-classes": (
+        ("--emit", "value=probs"),
+        "cannot emit 'probs' of output 'value'",
+        f"Valid for it: {ANY}, q1 to q99.",
+    ),
+    "batch-is-no-class": (
+        ("--emit", "logits=vote", "--class-axis", "0"),
+        "axis 0",
+        "(?, 5)",
+        f"for it: {ANY}, q1 to q99.",
+    ),
     "integers": (("--emit", "label=mean"), "it is int64", "Valid for it: members, min, max."),
     "negative": (("--emit", "logits=mean", "--member-weights=1,-1,1"), "weight of member 1 is -1", "0 or more"),
     "nan": (("--emit", "logits=mean", "--member-weights", "1,1,nan"), "weight of member 2 is nan", "a finite number"),
