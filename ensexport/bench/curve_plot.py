@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Point = Mapping[str, Any]
 # Panels of quality: measures with the same unit, and how their axis is called.
 _PANELS = (
-    (("agreement", "accuracy"), "share of the rows"),
+    (("agreement", "accuracy"), "share of rows"),
     (("nll",), "NLL (nats)"),
     (("ece",), "ECE"),
     (("deviation",), "deviation"),
@@ -58,7 +58,7 @@ def _figure(report: Mapping[str, Any]) -> Figure:
         if points[0][key] is not None:
             times = [point[key] for point in points]
 
-            of_time.plot(places, times, color=COLOURS[index], marker="os"[index], markersize=4, label=label)
+            of_time.plot(places, times, color=COLOURS[index], marker=".", label=label)
     batch = report["curve_data"]["batch"]
     of_time.set_title("ms a call" + ("" if batch is None else f" at batch {batch}"), fontsize=10)
     of_time.set_ylim(bottom=0)
@@ -66,27 +66,24 @@ def _figure(report: Mapping[str, Any]) -> Figure:
     for axes in (*of_quality, of_time):
         axes.set_xlabel("members k")
         axes.locator_params(axis="x", nbins=5, integer=True)
-        axes.locator_params(axis="y", nbins=5)
-    figure.suptitle("\n".join([_title(report), _facts(report)]), fontsize=11, x=0.01, ha="left")
+        axes.locator_params(axis="y", nbins=4)
+        axes.tick_params(bottom=False, left=False)  # the grid shows the places; small, for drawings in repositories
+    figure.suptitle(_title(report), fontsize=11, x=0.01, ha="left")
     return figure
 
 
 def _measure(axes: Axes, places: Sequence[int], spreads: Sequence[Mapping[str, float]], name: str, colour: str) -> None:
     """A line of the means over a band from the smallest to the largest; infinite values are left out."""
     lines = {key: [spread[key] if math.isfinite(spread[key]) else math.nan for spread in spreads] for key in spreads[0]}
-    axes.plot(places, lines["mean"], color=colour, marker="o", markersize=4, label=TITLES[name])
+    axes.plot(places, lines["mean"], color=colour, marker=".", label=TITLES[name])
     axes.fill_between(places, lines["min"], lines["max"], color=colour, alpha=0.15, linewidth=0)
 
 
 def _title(report: Mapping[str, Any]) -> str:
     data = report["curve_data"]
-    return f"{Path(str(report['artifact'])).name} on {data['rows']} rows of {Path(data['path']).name}"
-
-
-def _facts(report: Mapping[str, Any]) -> str:
     most = max(point["subsets"] for point in report["members_curve"])
-    where = report["environment"].get("device") or report["environment"]["processor"]
-    return f"mean and range of up to {most} subsets; times on {where}"
+    files = f"{Path(str(report['artifact'])).name}, {Path(data['path']).name}"
+    return f"{files}: mean and range of up to {most} subsets, {data['rows']} rows"
 
 
 def _page(report: Mapping[str, Any], drawing: str) -> str:
@@ -104,7 +101,7 @@ def _page(report: Mapping[str, Any], drawing: str) -> str:
     facts = [(str(key), str(value)) for key, value in report["environment"].items()]
     return html_page(
         f"Members curve of {Path(str(report['artifact'])).name}",
-        f"{_title(report)}: {_facts(report)}.",
+        f"{_title(report)}.",
         drawing,
         [
             ("Results", html_table(head, rows, lambda _: True)),
