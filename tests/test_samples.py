@@ -16,8 +16,10 @@ from tests.cli.conftest import single_threaded_processes  # noqa: F401 - fixture
 from tests.cli.projects import load_factory, run
 from tests.cli.readmes import SHORTER, blocks, check_block, commands, copy_samples
 from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT
+from tests.zoo.stubs import declare_if_needed
 
 ROOT = Path(__file__).parent.parent
+TORCHVISION = declare_if_needed()  # torchmetrics imports torchvision where that is installed
 SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.is_dir())
 FROM_THE_NETWORK = {"ani"}  # installs more than `.[dev]`: tested with weights of its own in test_sample_ani.py
 SCRIPTS = {
@@ -111,6 +113,15 @@ def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ense
             for name, image in images.items():
                 expected = torch.stack([member(torch.from_numpy(image)) for member in members])
                 assert np.allclose(outputs[name], expected, atol=1e-5)
+
+
+def test_the_test_images_are_what_the_members_curve_takes(tmp_path):
+    path = tmp_path / "test.npz"
+    subprocess.run([sys.executable, ROOT / "samples" / "digits" / "data.py", path], check=True, capture_output=True)
+    with np.load(path) as saved:
+        assert {name: (array.shape, array.dtype.name) for name, array in saved.items()} == {
+            "x": ((540, 8, 8), "float32"), "labels": ((540,), "int64"),
+        }  # fmt: skip
 
 
 def test_evaluating_needs_neither_torch_nor_ensexport(checkout):
