@@ -145,7 +145,7 @@ def measure_curve(
     check_members(wanted, n_members)
     rows = read_data(data, metadata)
     tell("curve", 0, rows.n_rows)
-    outputs = MemberOutputs(path.resolve(), metadata, rows, provider=provider, output=output)
+    outputs = MemberOutputs(path, metadata, rows, provider=provider, output=output)
     subsets = {k: choose_subsets(n_members, k, n_subsets, seed=seed) for k in wanted}
     kept: dict[tuple[int, ...], Measures] = {}
     task: _Task | None = None

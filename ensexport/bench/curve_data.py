@@ -5,7 +5,9 @@ Nothing is converted: an array of another dtype is a sign of another preprocessi
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,9 @@ from ensexport.spec import TensorSpec, batch_dim, parse_inputs
 LABELS = ("labels", "y")
 _ROWS = 64  # a call at most: activations are many times the size of the inputs
 _VALUES = 4_000_000  # input values a call, counted once a member
+# What NumPy and zipfile raise on damaged, encrypted or pickled files.
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, SyntaxError, TypeError, RuntimeError, OverflowError,
+               zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)  # fmt: skip
 _SAVED_AS = {"bfloat16": "float32"}  # NumPy cannot save bfloat16
 
 
@@ -97,7 +102,7 @@ def _read(path: Path) -> dict[str, Array]:
         stored = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"cannot read {quote_path(path)}: there is no such file.", hint="Check the path.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {quote_path(path)} as .npz: {_first_line(error)}", hint=hint) from error
     if not isinstance(stored, np.lib.npyio.NpzFile):
         raise DataError(f"cannot read {quote_path(path)} as .npz: it holds one array without a name.", hint=hint)
@@ -106,7 +111,7 @@ def _read(path: Path) -> dict[str, Array]:
         for name in stored.files:
             try:
                 arrays[name] = stored[name]
-            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
+            except _UNREADABLE as error:
                 raise DataError(
                     f"cannot read the array {name!r} of {quote_path(path)}: {_first_line(error)}",
                     hint="Save numbers, not Python objects: they would run code when they are read.",
