@@ -41,7 +41,7 @@ zoo: $(INSTALLED)  ## write docs/coverage.md: timm, torchvision and transformers
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	rm -rf samples/*/ckpts samples/*/*.onnx samples/*/*.onnx.data samples/*/*.ts samples/*/*.pt2 samples/*/*.whl
-	rm -rf samples/ci/out samples/benchmarks/benchmarks* samples/scale/scale.* samples/scale/work
+	rm -rf samples/digits/*.npz samples/digits/*.svg samples/ci/out samples/benchmarks/benchmarks* samples/scale/scale.* samples/scale/work
 	find ensexport tests samples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -110,6 +110,12 @@ class ArtifactError(InputRefusedError):
     code = "E_ARTIFACT"
 
 
+class DataError(InputRefusedError):
+    """A file of inputs and labels cannot be read, or does not fit the artifact."""
+
+    code = "E_DATA"
+
+
 class MemoryLimitError(InputRefusedError):
     """The work needs more memory than this machine, its control group or `ulimit` leaves."""
 

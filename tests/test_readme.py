@@ -15,7 +15,7 @@ TEXT = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md", "docs/benchmarks.md"]
 PAGES += ["docs/errors.md", "docs/outputs.md"]
 PAGES += ["samples/ani/README.md", "samples/benchmarks/README.md", "samples/ci/README.md"]
-PAGES += ["docs/scale.md", "samples/scale/README.md"]
+PAGES += ["docs/scale.md", "samples/scale/README.md", "docs/members-curve.md"]
 FOLDS = """
 from torch import nn
 
@@ -85,6 +85,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a checkout knows which files git ignores")
 def test_what_the_samples_write_is_ignored_by_git():
     written = ["digits/ckpts/seed_0.pt", "digits/ensemble.onnx", "tutorial/shared.ts", "tutorial/per_member.onnx"]
+    written += ["digits/test.npz", "digits/members-curve.svg"]
     written += ["ci/out/bench.json", "benchmarks/benchmarks.md", "benchmarks/calibration_cuda.json"]
     written += ["scale/scale.json", "scale/work/scale-x/packed/ensemble.onnx"]
     command = ["git", "check-ignore", *(f"samples/{name}" for name in written)]

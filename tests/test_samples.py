@@ -16,8 +16,10 @@ from tests.cli.conftest import single_threaded_processes  # noqa: F401 - fixture
 from tests.cli.projects import load_factory, run
 from tests.cli.readmes import SHORTER, blocks, check_block, commands, copy_samples
 from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT
+from tests.zoo.stubs import declare_if_needed
 
 ROOT = Path(__file__).parent.parent
+TORCHVISION = declare_if_needed()  # torchmetrics imports torchvision where that is installed
 SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.is_dir())
 FROM_THE_NETWORK = {"ani"}  # installs more than `.[dev]`: tested with weights of its own in test_sample_ani.py
 SCRIPTS = {
@@ -132,6 +134,15 @@ def test_members_disagree_more_on_noise_than_on_digits(tmp_path, monkeypatch):
 
 def test_the_picture_of_the_readme_is_small():
     assert 1000 < (ROOT / "docs" / "uncertainty.svg").stat().st_size < 60_000
+
+
+def test_the_test_images_are_what_the_members_curve_takes(tmp_path):
+    path = tmp_path / "test.npz"
+    subprocess.run([sys.executable, ROOT / "samples" / "digits" / "data.py", path], check=True, capture_output=True)
+    with np.load(path) as saved:
+        assert {name: (array.shape, array.dtype.name) for name, array in saved.items()} == {
+            "x": ((540, 8, 8), "float32"), "labels": ((540,), "int64"),
+        }  # fmt: skip
 
 
 def test_evaluating_needs_neither_torch_nor_ensexport(checkout):

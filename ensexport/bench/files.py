@@ -12,6 +12,7 @@ import onnx
 
 from ensexport.batching.examples import find_example, range_from_json
 from ensexport.batching.member_graph import capture_member
+from ensexport.bench.contents import Contents
 from ensexport.bench.names import BOUND_LOOPS, SESSION_LOOPS, other_format
 from ensexport.bench.vmapped import Vmapped, export_vmapped
 from ensexport.compare import Array
@@ -101,13 +102,14 @@ def prepare(
         EnsexportError: The first few members cannot be packed.
     """
     specs = parse_inputs(metadata["inputs"])
+    contents = Contents.of(metadata)
     opset = _opset(artifact)
     pack = functools.partial(
         export,
         members,
         inputs=specs,
         per_member=metadata["per_member"],
-        output_names=metadata["outputs"],
+        output_names=contents.outputs,
         opset=opset,
         target=metadata.get("target", "portable"),
         batches=(3,),
@@ -117,7 +119,13 @@ def prepare(
     if len(members) != metadata["n_members"]:
         packed = folder / f"packed{artifact.suffix}"
         strategy = "unrolled" if metadata.get("strategy") == "unrolled" else "auto"
-        pack(packed, member_axis=metadata["member_axis"], strategy=strategy)
+        pack(
+            packed,
+            member_axis=metadata["member_axis"],
+            strategy=strategy,
+            emission=contents.emission,
+            weights=contents.first_weights(len(members)),
+        )
     own = dict.fromkeys(("packed", "packed-again", "packed-bound", "packed-cuda-graph"), packed)
     files = Files(folder, own)
 
@@ -131,7 +139,7 @@ def prepare(
 
     loops = [kind for kind in (*SESSION_LOOPS, *BOUND_LOOPS) if kind in alternatives]
     if loops:
-        attempt(loops, lambda: write_member_files(members, specs, metadata["outputs"], folder))
+        attempt(loops, lambda: write_member_files(members, specs, contents.outputs, folder))
     other = other_format(artifact)
     graphs = {other: (f"other{'.ts' if other == 'torchscript' else '.onnx'}", "auto")}
     graphs["unrolled"] = ("unrolled.onnx", "unrolled")
@@ -170,7 +178,7 @@ def _write_vmapped(
     module = Vmapped(members, [spec.name for spec in specs], metadata["per_member"])
     for number, (batch, feed) in enumerate(feeds.items()):
         path = files.folder / f"vmap_{number}.onnx"
-        export_vmapped(module, path, feed, metadata["outputs"], opset=opset)
+        export_vmapped(module, path, feed, Contents.of(metadata).outputs, opset=opset)
         files.by_batch["vmap-onnx", batch] = path
 
 

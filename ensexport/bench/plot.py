@@ -1,46 +1,22 @@
-"""Draw a bench report: speed-up over batch size and over the number of members.
-
-The same numbers always give the same bytes, so that a drawing in a repository changes only with what it shows.
-"""
+"""Draw a bench report: speed-up over batch size and over the number of members."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensexport.errors import OutputError, UsageError
+from ensexport.bench.canvas import COLOURS, check_suffix, html_page, html_table, write_drawing
+from ensexport.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-SUFFIXES = (".png", ".svg", ".html")
-# Okabe and Ito: told apart by readers with any kind of colour vision. https://jfly.uni-koeln.de/color/
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^Dv<>PX*hp"
-_STYLE = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "DejaVu Sans",  # matplotlib brings it along: the same everywhere
-    "font.size": 10,
-    "grid.color": "#dddddd",
-    "svg.fonttype": "path",
-    "svg.hashsalt": "ensexport",
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
 _COLUMNS = ("batch", "n_members", "alternative", "ratio", "ratio_low", "ratio_high", "median_ms")
-_CSS = (
-    "body{font-family:sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
-    "svg{max-width:100%;height:auto}table{border-collapse:collapse;margin:1em 0}"
-    "th,td{padding:.25em .75em;border-bottom:1px solid #ddd;text-align:left}"
-    "td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}"
-)
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -58,34 +34,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     check_suffix(path)
     if not report["results"]:
         raise UsageError(f"cannot draw '{path}': the report has no results.")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise OutputError(
-            f"cannot draw '{path}': matplotlib is not installed.", hint='Run: pip install "ensexport[plot]"'
-        ) from error
-    # Not what the user's own matplotlibrc says; the backend is only for windows.
-    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-    settings: Any = defaults | _STYLE
-    with matplotlib.rc_context(settings):
-        figure = _figure(report)
-        if path.suffix == ".png":
-            figure.savefig(path, dpi=150, metadata={"Software": None})
-            return
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    drawing = buffer.getvalue()
-    path.write_text(drawing if path.suffix == ".svg" else _page(report, drawing), encoding="utf-8", newline="\n")
-
-
-def check_suffix(path: Path) -> None:
-    """Refuse a file that cannot be drawn. Light, so that it can be asked before anything is measured.
-
-    Raises:
-        UsageError: The suffix is none of the three.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"cannot draw '{path}': expected a file that ends in {', '.join(SUFFIXES)}.")
+    write_drawing(path, lambda: _figure(report), lambda drawing: _page(report, drawing))
 
 
 # -- drawing ---------------------------------------------------------------------------------------
@@ -162,9 +111,9 @@ def _looks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     names = [name for name in dict.fromkeys(row["alternative"] for row in rows) if name != "packed"]
     return {
         name: {
-            "color": _COLOURS[index % len(_COLOURS)],
+            "color": COLOURS[index % len(COLOURS)],
             "marker": _MARKERS[index % len(_MARKERS)],
-            "linestyle": "-" if index < len(_COLOURS) else "-.",
+            "linestyle": "-" if index < len(COLOURS) else "-.",
             "linewidth": 1.5,
             "markersize": 5,
         }
@@ -189,20 +138,16 @@ def _page(report: Mapping[str, Any], drawing: str) -> str:
     title = f"Bench of {Path(str(report.get('artifact') or 'an ensemble')).name}"
     facts = [(str(key), str(value)) for key, value in report["environment"].items()]
     rows = [[_cell(key, row.get(key)) for key in _COLUMNS] for row in report["results"]]
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
-        "<p>How many times as long each alternative takes as the one file, with a 95 % interval.</p>",
-        drawing[drawing.index("<svg") :].strip(),
-        "<h2>Results</h2>",
-        _table(("batch", "members", "alternative", "times as long", "from", "to", "median (ms)"), rows, _is_number),
-        "<h2>Environment</h2>",
-        _table(("fact", "value"), facts, lambda _: False),
-        "</body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+    head = ("batch", "members", "alternative", "times as long", "from", "to", "median (ms)")
+    return html_page(
+        title,
+        "How many times as long each alternative takes as the one file, with a 95 % interval.",
+        drawing,
+        [
+            ("Results", html_table(head, rows, _is_number)),
+            ("Environment", html_table(("fact", "value"), facts, lambda _: False)),
+        ],
+    )
 
 
 def _cell(key: str, value: Any) -> str:
@@ -215,12 +160,3 @@ def _cell(key: str, value: Any) -> str:
 
 def _is_number(column: int) -> bool:
     return _COLUMNS[column] != "alternative"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], is_number: Callable[[int], bool]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = [' class="number"' if is_number(index) else "" for index in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-
-    lines = [f"<tr>{line('td', row)}</tr>" for row in rows]
-    return "\n".join(["<table>", f"<thead><tr>{line('th', head)}</tr></thead>", "<tbody>", *lines, "</tbody></table>"])

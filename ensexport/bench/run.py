@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ensexport.bench.alternatives import find_maker
+from ensexport.bench.comparing import check_same
+from ensexport.bench.contents import Contents, weighed, with_members
 from ensexport.bench.counting import Counts, count
 from ensexport.bench.environment import describe_environment, n_cores
 from ensexport.bench.files import Feeds, Files, make_feeds, prepare, weight_bytes
@@ -22,14 +23,14 @@ from ensexport.bench.names import MODES, OWN_LAYOUT, check_alternative, check_me
 from ensexport.bench.report import BenchReport, Row
 from ensexport.bench.torch_loops import load_source
 from ensexport.clock import OnStage
-from ensexport.compare import Array, compare_arrays
+from ensexport.compare import Array
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, ProviderError, UsageError
 from ensexport.members import Members
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.trust import NO_TRUST, Trust
 from ensexport.runtime import read_metadata
 from ensexport.runtime.onnx_runner import check_provider
-from ensexport.spec import Tolerance, parse_inputs
+from ensexport.spec import parse_inputs
 from ensexport.timing.exchange import write_feed
 from ensexport.timing.measure import Timing, Worker, measure
 from ensexport.timing.memory import available_mb
@@ -97,6 +98,7 @@ def bench(
     if mode not in (None, *MODES):
         raise UsageError(f"unknown mode {mode!r}: expected one of {', '.join(map(repr, MODES))}.")
     metadata = read_metadata(path)
+    contents = Contents.of(metadata)
     sizes = tuple(dict.fromkeys(n_members or (metadata["n_members"],)))
     check_members(sizes, metadata["n_members"])
     _check_runs(path, provider)
@@ -119,7 +121,7 @@ def bench(
     for size in sizes:
         own = members.first(size)
         with tempfile.TemporaryDirectory(prefix="ensexport-bench-") as folder:
-            setup = _Setup(path, metadata, own, Path(folder), wanted, source, provider, tf32, tell)
+            setup = _Setup(path, metadata, contents, own, Path(folder), wanted, source, provider, tf32, tell)
             setup.make(batches)
             timings = setup.timed(blocks, budget_s, found_mode)
             tell("profile", 0, 0)
@@ -131,6 +133,8 @@ def bench(
         prefix = f"with {size} members: " if len(sizes) > 1 else ""
         left_out |= {kind: prefix + why for kind, why in setup.files.left_out.items()}
     environment = describe_environment(provider, found_mode, reason, tf32=tf32)
+    if contents.note:
+        environment["method"] += f"; {contents.note}"
     peaks = next((entry.peak for entry in counts if entry.peak), {})
     return BenchReport(
         tuple(rows), {**environment, **peaks}, left_out, tuple(entry for found in counts for entry in found.work)
@@ -172,6 +176,7 @@ class _Setup:
 
     artifact: Path
     metadata: Mapping[str, Any]
+    contents: Contents
     members: Members
     folder: Path
     alternatives: Sequence[str]
@@ -181,6 +186,7 @@ class _Setup:
     tell: OnStage
     feeds: Feeds = field(default_factory=dict)
     files: Files = field(default_factory=lambda: Files(Path()))
+    hidden: Feeds = field(default_factory=dict)
 
     def make(self, batches: Sequence[int]) -> None:
         """Make inputs and write files."""
@@ -198,6 +204,22 @@ class _Setup:
         compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
         if "torch-compile" in self.alternatives and not any(shutil.which(name) for name in compilers if name):
             self.files.left_out["torch-compile"] = "there is no C++ compiler (g++ or clang++), which it needs."
+        if self.contents.hidden:
+            self.hidden = self._hidden_members()
+
+    def _hidden_members(self) -> Feeds:
+        """What the members return that the artifact only combines: by a process that ends before others begin."""
+        job = self._job("packed", None)
+        job |= {"maker": f"{with_members.__module__}:{with_members.__name__}", "hidden": list(self.contents.hidden)}
+        found: Feeds = {}
+        with Worker(job, self.folder) as worker:
+            worker.wait_ready()
+            for batch, feed in self.feeds.items():
+                path = self.folder / "compare.npz"
+                write_feed(path, feed)
+                outputs = self.contents.members_first(worker.outputs(path))
+                found[batch] = {name: outputs[name] for name in self.contents.hidden}
+        return found
 
     def timed(self, blocks: int, budget_s: float | None, mode: str) -> dict[int | None, list[Timing]]:
         """Time all alternatives, or one after the other, each against the artifact."""
@@ -217,28 +239,31 @@ class _Setup:
         with ExitStack() as stack:
             self.tell("start", 0, 0)
             workers = self._started(stack, [self._job(kind, None) for kind in kinds if kind not in for_one_batch])
-            for feed in self.feeds.values():
-                workers = self._agreeing(workers, feed)
+            for batch in self.feeds:
+                workers = self._agreeing(workers, batch)
             for number, (batch, feed) in enumerate(self.feeds.items()):
                 self.tell("measure", number, len(self.feeds))
                 with ExitStack() as inner:
                     jobs = [self._job(kind, batch) for kind in kinds if kind in for_one_batch]
-                    more = self._agreeing([workers[0], *self._started(inner, jobs)], feed)[1:] if jobs else []
+                    more = self._agreeing([workers[0], *self._started(inner, jobs)], batch)[1:] if jobs else []
                     taking_turns = [worker for worker in workers if worker.name not in self.files.left_out]
                     workers_now = sorted([*taking_turns, *more], key=lambda worker: kinds.index(worker.name))
                     timings[batch] = measure(workers_now, feed, blocks=blocks, budget_s=budget_s)
         return timings
 
     def _job(self, kind: str, batch: int | None) -> dict[str, Any]:
-        path = str(self.files.path(kind, batch) or "")
+        path = self.files.path(kind, batch) or Path()
+        is_own = kind in OWN_LAYOUT
+        needs_weights = is_own and self.contents.must_be_given_weights(path)
         return {
             **self.source,
             "name": kind,
-            "maker": find_maker(kind, path),
-            "path": path,
+            "maker": f"{weighed.__module__}:{weighed.__name__}" if needs_weights else find_maker(kind, str(path)),
+            "path": str(path),
+            "needs_weights": needs_weights,
             "n_members": len(self.members),
             "inputs": [spec.name for spec in parse_inputs(self.metadata["inputs"])],
-            "outputs": self.metadata["outputs"],
+            "outputs": self.metadata["outputs"] if is_own else self.contents.outputs,
             "per_member": self.metadata["per_member"],
             "provider": self.provider,
             "tf32": self.tf32,
@@ -266,34 +291,22 @@ class _Setup:
                 raise
             self.files.left_out[kind] = error.message
 
-    def _agreeing(self, workers: Sequence[Worker], feed: Mapping[str, Array]) -> list[Worker]:
+    def _agreeing(self, workers: Sequence[Worker], batch: int | None) -> list[Worker]:
         """Refuse to time what does not compute the same; returns the workers that ran."""
         path = self.folder / "compare.npz"
-        write_feed(path, feed)
-        reference = self._by_member(workers[0], path)
+        write_feed(path, self.feeds[batch])
+        reference = self._outputs(workers[0], path)
+        known = reference | self.hidden.get(batch, {})
+        members = {name: known[name] for name in self.contents.outputs}
         kept = [workers[0]]
         for worker in workers[1:]:
             with self._leaving_out(worker.name):
-                _check_same(worker.name, reference, self._by_member(worker, path), tf32=self.tf32)
+                expected = reference if worker.name in OWN_LAYOUT else members
+                check_same(worker.name, expected, self._outputs(worker, path), self.contents.outputs, tf32=self.tf32)
                 kept.append(worker)
         return kept
 
-    def _by_member(self, worker: Worker, feed: Path) -> dict[str, Array]:
-        """Outputs with N first."""
-        axis = self.metadata["member_axis"] if worker.name in OWN_LAYOUT else 0
-        return {name: np.moveaxis(value, axis, 0) for name, value in worker.outputs(feed).items()}
-
-
-def _check_same(kind: str, expected: Mapping[str, Array], outputs: Mapping[str, Array], *, tf32: bool) -> None:
-    """Compare at ten times the floor of the proof: two roundings may lie on different sides of the truth."""
-    floors = Tolerance.FLOORS | ({"float32": Tolerance.FLOORS["float16"]} if tf32 else {})  # as long a mantissa
-    for name, reference in expected.items():
-        difference = compare_arrays(reference, outputs[name])
-        bound = 10 * floors.get(str(reference.dtype), 0.0)
-        if difference.max_rel > bound:
-            where = f" at member {difference.index[0]}" if difference.index else ""
-            raise MismatchError(
-                f"'{kind}' returns another '{name}' than the artifact{where}: max abs diff {difference.max_abs:.3g}, "
-                f"relative {difference.max_rel:.3g} > {bound:.3g}. Nothing was timed.",
-                hint="Run `ensexport validate` on the artifact and these checkpoints.",
-            )
+    def _outputs(self, worker: Worker, feed: Path) -> dict[str, Array]:
+        """What a worker returns, the members' outputs with N first."""
+        outputs = worker.outputs(feed)
+        return self.contents.members_first(outputs) if worker.name in OWN_LAYOUT else outputs

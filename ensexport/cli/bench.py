@@ -9,10 +9,14 @@ from typing import Any
 
 import click
 
+from ensexport.bench.canvas import check_suffix
+from ensexport.bench.curve_names import CURVE_ALTERNATIVES
+from ensexport.bench.curve_plot import draw_curve
 from ensexport.bench.names import MODES, check_alternative, default_alternatives
-from ensexport.bench.plot import check_suffix, draw
+from ensexport.bench.plot import draw
 from ensexport.cli import options
 from ensexport.cli.bench_text import bench_lines
+from ensexport.cli.curve_text import curve_lines
 from ensexport.cli.invocation import Invocation
 from ensexport.cli.settings import Settings, positive_integers
 from ensexport.cli.streams import write_json
@@ -30,13 +34,26 @@ from ensexport.staging import Staging, writing
 @options.apply(
     options.artifact,
     options.checkpoints,
-    click.option("--batch", default="1,8,64", show_default=True, metavar="LIST", help="Batch sizes."),
+    click.option("--batch", metavar="LIST", help="Batch sizes; default: 1,8,64, with --members-curve 1."),
     click.option(
         "--members",
         metavar="LIST",
         help="Also measure the first so many members, packed for it, such as 1,2,5; default: the artifact's number.",
     ),
-    click.option("--alternatives", metavar="A,B", help="What to compare with; default: all there is."),
+    click.option(
+        "--members-curve",
+        metavar="DATA.npz",
+        help="How many members do you need? Quality and time for 1 to N members (or those of --members), on an array "
+        "an input and perhaps `labels`.",
+    ),
+    click.option(
+        "--curve-output", metavar="NAME", help="The output to average there; default: the first with a class axis."
+    ),
+    click.option(
+        "--alternatives",
+        metavar="A,B",
+        help="What to compare with; default: all there is, with --members-curve loop.",
+    ),
     click.option(
         "--min-speedup",
         metavar="X[:ALT]",
@@ -60,7 +77,7 @@ from ensexport.staging import Staging, writing
         "plots",
         multiple=True,
         metavar="FILE",
-        help="Draw the speed-ups: .png, .svg or .html. Repeat for more.",
+        help="Draw the speed-ups, or the members curve: .png, .svg or .html. Repeat for more.",
     ),
     click.option("--force", is_flag=True, help="Replace drawings that exist."),
     *options.loading,
@@ -68,9 +85,10 @@ from ensexport.staging import Staging, writing
     options.as_json,
 )
 @click.pass_obj
-def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], batch: str, members: str | None,
-            alternatives: str | None, min_speedup: str | None, blocks: int, mode: str | None, plots: tuple[str, ...],
-            force: bool, config: str | None, as_json: bool, **typed: Any) -> None:  # fmt: skip
+def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], batch: str | None, members: str | None,
+            members_curve: str | None, curve_output: str | None, alternatives: str | None, min_speedup: str | None,
+            blocks: int, mode: str | None, plots: tuple[str, ...], force: bool, config: str | None, as_json: bool,
+            **typed: Any) -> None:  # fmt: skip
     """Time ARTIFACT against the loops over the checkpoints CKPTS... that it replaces, side by side.
 
     Outputs are compared before anything is timed. A ratio is the alternative's time over the artifact's.
@@ -78,27 +96,36 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], bat
     settings = Settings(typed, config, checkpoints)
     loading = settings.loading()
     artifact_format(artifact)
-    chosen = _chosen(alternatives, artifact, settings.provider)
-    batches, sizes = (
-        positive_integers(batch, "--batch"),
-        positive_integers(members, "--members") if members is not None else None,
-    )
+    chosen = _chosen(alternatives, artifact, settings.provider, with_curve=members_curve is not None)
+    batches = _batches(batch, with_curve=members_curve is not None)
+    sizes = positive_integers(members, "--members") if members is not None else None
     speedup = _speedup(min_speedup, artifact, settings.provider, chosen)
+    if curve_output is not None and members_curve is None:
+        raise UsageError("--curve-output is given without --members-curve.", hint="Add --members-curve DATA.npz.")
     _check_plots(plots, force=force)
     find_checkpoints(checkpoints)
     with Staging([Path(plot) for plot in plots], force=force) as staging:
         with obj.working() as listen:
+            from ensexport.bench.curve import measure_curve
             from ensexport.bench.run import bench
 
+            curve = None
+            if members_curve is not None:
+                curve = measure_curve(
+                    artifact, members_curve, sizes=sizes, output=curve_output, provider=settings.provider,
+                    on_stage=listen,
+                )  # fmt: skip
             report = bench(
-                artifact, checkpoints, **loading, batches=batches, n_members=sizes, blocks=blocks,
-                provider=settings.provider, alternatives=chosen, mode=mode, on_stage=listen,
+                artifact, checkpoints, **loading, batches=batches, n_members=curve.sizes if curve else sizes,
+                blocks=blocks, provider=settings.provider, alternatives=chosen, mode=mode, on_stage=listen,
             )  # fmt: skip
-        settings.say_warnings((), quiet=obj.quiet)
+        warnings = curve.warnings if curve else ()
+        settings.say_warnings(warnings, quiet=obj.quiet)
         answer = {"command": "bench", "ok": True, "artifact": artifact, **report.to_dict()}
-        answer |= {"plots": list(plots), "warnings": settings.warnings}
+        answer |= {"plots": list(plots), "warnings": [*settings.warnings, *warnings]}
+        answer |= curve.to_dict(report) if curve else {}
         if not as_json:
-            click.echo("\n".join(bench_lines(answer)))
+            click.echo("\n".join(curve_lines(answer) if curve else bench_lines(answer)))
         if speedup is not None:
             report.check_speedup(*speedup)
         _draw(answer, staging)
@@ -106,8 +133,16 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], bat
         write_json(answer)
 
 
-def _chosen(text: str | None, artifact: str, provider: str) -> list[str]:
-    chosen = default_alternatives(artifact, provider) if text is None else [part.strip() for part in text.split(",")]
+def _batches(text: str | None, *, with_curve: bool) -> list[int]:
+    found = positive_integers(("1" if with_curve else "1,8,64") if text is None else text, "--batch")
+    if with_curve and len(found) > 1:
+        raise UsageError(f"cannot time a members curve at the batch sizes {text}: expected one.", hint="Add --batch 1.")
+    return found
+
+
+def _chosen(text: str | None, artifact: str, provider: str, *, with_curve: bool) -> list[str]:
+    default = CURVE_ALTERNATIVES if with_curve else default_alternatives(artifact, provider)
+    chosen = default if text is None else [part.strip() for part in text.split(",")]
     for name in chosen:
         check_alternative(name, artifact, provider)
     return list(chosen)
@@ -144,5 +179,5 @@ def _check_plots(plots: tuple[str, ...], *, force: bool) -> None:
 def _draw(answer: dict[str, Any], staging: Staging) -> None:
     for target in staging.targets:
         with writing(target):
-            draw(answer, staging.path(target))
+            (draw_curve if "members_curve" in answer else draw)(answer, staging.path(target))
     staging.commit()

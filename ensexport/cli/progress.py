@@ -32,6 +32,7 @@ _WORDS = {
     "prepare": "preparing the alternatives",
     "start": "starting one process an alternative",
     "measure": "measuring",
+    "curve": "running the data",
     "profile": "counting kernels and work",
 }
 _IN_BYTES = {"load", "weights", "digest"}

@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from ensexport.bench.plot import check_suffix, draw
+from ensexport.bench.canvas import check_suffix
+from ensexport.bench.plot import draw
 from ensexport.errors import OutputError, UsageError
 
 SVG = "{http://www.w3.org/2000/svg}"
