@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 import yaml
 
 from tests.cli.conftest import single_threaded_processes  # noqa: F401 - fixture
-from tests.cli.projects import load_factory, run
+from tests.cli.projects import load_factory, load_script, run
 from tests.cli.readmes import SHORTER, blocks, check_block, commands, copy_samples
 from tests.cli.test_deployment import FINISH, RUN_ONNX, RUN_TORCHSCRIPT
 from tests.zoo.stubs import declare_if_needed
@@ -64,7 +65,8 @@ def test_a_sample_shows_what_its_readme_says(name, checkout, monkeypatch):
 def test_a_shell_script_runs_what_the_readme_shows(script):
     subprocess.run(["sh", "-n", script], check=True)
     shown = [c.line for block in blocks((script.parent / "README.md").read_text(), "console") for c in commands(block)]
-    lines = re.findall(r'^run (.*?)(?: "\$@")?$', script.read_text(), re.MULTILINE)
+    whole = re.sub(r"\\\n +", "", script.read_text())
+    lines = re.findall(r'^run (.*?)(?: "\$@")?$', whole, re.MULTILINE)
     for line in (line for line in lines if not line.startswith("ensexport bench ")):  # tested in tests/cli
         assert line.removesuffix(" --force") in [known.removesuffix(" --force") for known in shown]
 
@@ -115,17 +117,53 @@ def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ense
                 assert np.allclose(outputs[name], expected, atol=1e-5)
 
 
+def _by_hand(logits):
+    """What the file should say of the members' `(N, B, C)` scores, in NumPy and float64."""
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    mean = p.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropies = -np.nan_to_num(p * np.log(p)).sum(-1)
+        entropy = -np.nan_to_num(mean * np.log(mean)).sum(-1)
+    vote = np.stack([(logits.argmax(-1) == c).mean(0) for c in range(logits.shape[-1])], -1)
+    return {"probs": mean, "entropy": entropy, "mutual_information": entropy - entropies.mean(0), "vote": vote}
+
+
+def test_digits_in_float16_say_what_numpy_says(checkout, monkeypatch):
+    folder = checkout / "samples" / "digits"
+    monkeypatch.chdir(folder)
+    names = ("probs", "entropy", "mutual_information", "vote")
+    options = ("--emit", ",".join(names), "--member-axis", "1", "--dtype", "float16")
+    assert run("pack", "ckpts/", *options, "-o", "h.onnx", "-o", "h.ts", "--force").exit_code == 0
+    images = load_factory((folder / "data.py").read_text(), "load")()[2]
+    logits = []
+    for index in range(10):
+        member = load_factory((folder / "model.py").read_text(), "DigitsMLP")().eval()
+        member.load_state_dict(torch.load(folder / "ckpts" / f"seed_{index}.pt", weights_only=True))
+        with torch.no_grad():
+            logits.append(member.double()(torch.from_numpy(images).double()).numpy())
+    expected = _by_hand(np.stack(logits))
+    onnx_values = ort.InferenceSession("h.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": images})
+    script_values = [value.numpy() for value in load_script("h.ts")(torch.from_numpy(images))]
+    for values in (onnx_values, script_values):
+        for name, value in zip(names, values, strict=True):
+            assert (value.dtype, value.shape) == (np.float32, expected[name].shape)
+            differs = np.abs(value - expected[name])
+            if name == "vote":  # where a member's two best classes are as good as equal, rounding decides
+                assert (differs.max(-1) > 1e-6).mean() < 0.01
+            else:
+                assert differs.max() < 5e-3
+        assert values[2].min() >= 0
+
+
 def test_members_disagree_more_on_noise_than_on_digits(tmp_path, monkeypatch):
     """Networks that are trained in full: after one epoch they disagree on digits too."""
     copy_samples(ROOT, tmp_path)
     monkeypatch.chdir(tmp_path / "samples" / "digits")
     subprocess.run([sys.executable, "train.py", "--members", "5"], check=True, capture_output=True)
     for dtype in ("float32", "float16"):
-        for path in Path("ckpts").iterdir():
-            state = torch.load(path, weights_only=True)
-            torch.save({name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}, path)
-        spec = ("--input", f"x:{dtype}[batch,8,8]", "--emit", "mutual_information", "--member-axis", "1")
-        assert run("pack", "ckpts", *spec, "-o", f"{dtype}.onnx").exit_code == 0
+        dtypes = ("--dtype", dtype, "--io-dtype", dtype)
+        assert run("pack", "ckpts", "--emit", "mutual_information", *dtypes, "-o", f"{dtype}.onnx").exit_code == 0
         command = [sys.executable, "uncertainty.py", f"{dtype}.onnx", "--plot", "picture.svg"]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert float(re.search(r"AUROC ([\d.]+)$", said)[1]) > 0.85

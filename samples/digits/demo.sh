@@ -13,7 +13,8 @@ run python train.py "$@"
 run ensexport pack ckpts/ -o ensemble.onnx -o ensemble.ts --force
 run ensexport validate ensemble.ts ckpts/
 run python evaluate.py ensemble.onnx
-run ensexport pack ckpts/ --emit probs,entropy,mutual_information,vote --member-axis 1 --dtype float16 -o uncertainty.onnx -o uncertainty.ts --force
+run ensexport pack ckpts/ --emit probs,entropy,mutual_information,vote --member-axis 1 --dtype float16 \
+    -o uncertainty.onnx -o uncertainty.ts --force
 run python uncertainty.py uncertainty.onnx
 run ensexport bench ensemble.onnx ckpts/ --batch 1,8 --blocks 5
 run python data.py test.npz
