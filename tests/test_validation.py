@@ -5,6 +5,7 @@ import json
 import math
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -630,6 +631,6 @@ def test_bound_is_the_members_own_error_there_or_as_a_rule(monkeypatch, loop_err
     probes = make_probes(parse_inputs(["x:float32[batch,1]"]), (), 1, **sizes, batches=(1, 2, 3), seeds=(0,))
     monkeypatch.setattr(validation, "open_runners", lambda *_, **__: [_Runner(1 + difference, 1.0, 1.0)])
     checks = validation.check_artifact(
-        "e.onnx", "e.onnx", references, probes, output_names=["y"], tolerance=Tolerance()
+        Path("e.onnx"), "e.onnx", references, probes, output_names=["y"], tolerance=Tolerance()
     )
     assert checks[0].passed is passed
