@@ -14,9 +14,16 @@ from typing import Any
 import numpy as np
 
 from ensexport.compare import Array
+from ensexport.dtypes import AS_THEY_ARE, Conversion, DtypeChoice
 from ensexport.emission import Emission, OutputEmission, from_json, hidden_of, names_of
+from ensexport.spec import TensorSpec, parse_inputs
 from ensexport.timing.graphs import Feed, Job, Run
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
+
+
+def member_specs(metadata: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """The inputs as one member takes them; the artifact's own may have another dtype."""
+    return parse_inputs(metadata.get("member_inputs") or metadata["inputs"])
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,13 @@ class Contents:
         emitted: What each output of the model became.
         weights: How the members are weighed where they are combined; None for all alike.
         member_axis: Where N stands in the members' outputs.
+        conversion: What it does in another dtype than its members.
     """
 
     emitted: tuple[OutputEmission, ...]
     weights: MemberWeights | None
     member_axis: int
+    conversion: Conversion | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Contents:
@@ -41,7 +50,8 @@ class Contents:
             ArtifactError: They do not fit together.
         """
         emitted = from_json(metadata.get("emit"), metadata["outputs"])
-        return cls(emitted, MemberWeights.from_json(metadata.get("member_weights")), metadata["member_axis"])
+        weights = MemberWeights.from_json(metadata.get("member_weights"))
+        return cls(emitted, weights, metadata["member_axis"], Conversion.from_json(metadata.get("dtypes")))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -56,12 +66,26 @@ class Contents:
     @property
     def note(self) -> str:
         """What a report must say of the comparison; empty where the artifact returns its members only."""
-        if not any(entry.combined for entry in self.emitted):
-            return ""
-        return (
-            f"the artifact returns {', '.join(names_of(self.emitted))}; the alternatives return the members' outputs "
-            "and combine nothing, which favours them"
-        )
+        notes = []
+        if any(entry.combined for entry in self.emitted):
+            notes.append(
+                f"the artifact returns {', '.join(names_of(self.emitted))}; the alternatives return the members' "
+                "outputs and combine nothing, which favours them"
+            )
+        if self.conversion is not None:
+            notes.append(f"the artifact has {self.conversion.describe()}; the alternatives run the members as they are")
+        return "; ".join(notes)
+
+    @property
+    def casts(self) -> dict[str, str]:
+        """Dtype of the members' inputs -> the artifact's, where they differ."""
+        conversion = self.conversion
+        return {} if conversion is None else {conversion.members: conversion.io}
+
+    @property
+    def dtypes(self) -> DtypeChoice:
+        """How to convert other members likewise."""
+        return AS_THEY_ARE if self.conversion is None else DtypeChoice(self.conversion.inside, self.conversion.io)
 
     @property
     def emission(self) -> Emission:

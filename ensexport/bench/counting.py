@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ensexport.bench.alternatives import member_feeds
+from ensexport.bench.contents import Contents
 from ensexport.bench.files import Feeds, Files
 from ensexport.bench.kernels import count_kernels
-from ensexport.bench.names import BOUND_LOOPS, SESSION_LOOPS
+from ensexport.bench.names import BOUND_LOOPS, OWN_LAYOUT, SESSION_LOOPS
 from ensexport.bench.report import Row
 from ensexport.bench.roofline import count_work, floor_s, measure_peak
 from ensexport.compare import Array
 from ensexport.errors import EnsexportError
+from ensexport.timing.exchange import cast_feed
 from ensexport.timing.measure import Timing
 
 _PER_MEMBER = (*SESSION_LOOPS, *BOUND_LOOPS)
@@ -64,9 +66,11 @@ def count(
     # What must be done is read off the batched graph; a torch file has one in ONNX beside it.
     graph = next((p for p in (files.paths.get("packed"), files.paths.get("onnx")) if p and p.suffix == ".onnx"), None)
     for batch, feed in feeds.items():
+        own = cast_feed(feed, Contents.of(metadata).casts)
         floor = None
         try:
-            work = count_work(graph, feed) if graph else None
+            is_packed = graph is not None and graph == files.paths.get("packed")
+            work = count_work(graph, own if is_packed else feed) if graph else None
             peak = measure_peak(provider, work.dtype, tf32=tf32) if work else None
         except EnsexportError:
             work = peak = None
@@ -82,7 +86,8 @@ def count(
         job = {"n_members": n_members, "per_member": metadata["per_member"]}
         one = member_feeds(job, feed)[0]
         for timing in timings[batch]:
-            nodes = _kernels(files, timing.alternative, batch, feed, one, n_members, provider, seen)
+            given = own if timing.alternative in OWN_LAYOUT else feed
+            nodes = _kernels(files, timing.alternative, batch, given, one, n_members, provider, seen)
             share = None if floor is None else floor / (timing.median_ms / 1e3)
             rows.append(Row(batch, n_members, timing, nodes, share))
     return Counts(tuple(rows), tuple(works), peaks)

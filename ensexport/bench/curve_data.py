@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ensexport.bench.contents import member_specs
 from ensexport.compare import Array
 from ensexport.errors import DataError
 from ensexport.members.wording import quote_path
@@ -202,13 +203,14 @@ class _Fit:
         return self.found[str(self.batch)][0]
 
     def checked(self, spec: TensorSpec, name: str, array: Array) -> Array:
-        """One input in the dtype that the artifact takes.
+        """One input in the dtype that the artifact takes, given in that or in the members' own.
 
         Raises:
             DataError: It does not fit.
         """
         wanted = _SAVED_AS.get(spec.dtype, spec.dtype)
-        if array.dtype.name != wanted:
+        own = next(known.dtype for known in member_specs(self.metadata) if known.name == spec.name)
+        if array.dtype.name not in (wanted, _SAVED_AS.get(own, own)):
             raise self._error(spec, name, wanted, array.dtype.name, f"Save it with array.astype(numpy.{wanted}).")
         lead = [self.metadata["n_members"]] if spec.name in self.metadata["per_member"] else []
         dims: list[int | str] = [*lead, *spec.dims]
@@ -234,7 +236,7 @@ class _Fit:
         _refuse_nan(self.path, name, array)
         self.row_values += array.size // (1 if axis is None else array.shape[axis])
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return native.astype(ml_dtypes.bfloat16) if spec.dtype == "bfloat16" else native
+        return native.astype(ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else spec.dtype, copy=False)
 
     def _note(self, spec: TensorSpec, name: str, dim: str, size: int, *, is_batch: bool) -> None:
         known, by = self.found.setdefault(dim, (size, name))

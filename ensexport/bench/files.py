@@ -12,16 +12,16 @@ import onnx
 
 from ensexport.batching.examples import find_example, range_from_json
 from ensexport.batching.member_graph import capture_member
-from ensexport.bench.contents import Contents
+from ensexport.bench.contents import Contents, member_specs
 from ensexport.bench.names import BOUND_LOOPS, SESSION_LOOPS, other_format
 from ensexport.bench.vmapped import Vmapped, export_vmapped
 from ensexport.compare import Array
 from ensexport.errors import EnsexportError, UsageError
 from ensexport.members import Members
 from ensexport.pipeline import export
-from ensexport.probes import make_probes
+from ensexport.probes import make_probes, through
 from ensexport.runtime.torch_runner import array_from_tensor
-from ensexport.spec import TensorSpec, parse_inputs
+from ensexport.spec import TensorSpec
 from ensexport.stacking.state import named_tensors
 from ensexport.targets.onnx import DEFAULT_OPSET, member_onnx_model, write_onnx
 
@@ -59,7 +59,7 @@ def make_feeds(metadata: Mapping[str, Any], members: Members, batches: Sequence[
     Raises:
         UsageError: The artifact does not take a batch size.
     """
-    specs: tuple[TensorSpec, ...] = parse_inputs(metadata["inputs"])
+    specs = member_specs(metadata)
     probes = make_probes(
         specs,
         metadata["per_member"],
@@ -70,6 +70,7 @@ def make_feeds(metadata: Mapping[str, Any], members: Members, batches: Sequence[
         batches=batches,
         seeds=(0,),
     )
+    probes = through(probes, Contents.of(metadata).conversion)
     feeds = {probe.batch: {n: array_from_tensor(t) for n, t in probe.feed.items()} for probe in probes}
     if None not in feeds and set(feeds) != set(batches):
         missing = ", ".join(str(batch) for batch in batches if batch not in feeds)
@@ -101,7 +102,7 @@ def prepare(
     Raises:
         EnsexportError: The first few members cannot be packed.
     """
-    specs = parse_inputs(metadata["inputs"])
+    specs = member_specs(metadata)
     contents = Contents.of(metadata)
     opset = _opset(artifact)
     pack = functools.partial(
@@ -125,6 +126,7 @@ def prepare(
             strategy=strategy,
             emission=contents.emission,
             weights=contents.first_weights(len(members)),
+            dtypes=contents.dtypes,
         )
     own = dict.fromkeys(("packed", "packed-again", "packed-bound", "packed-cuda-graph"), packed)
     files = Files(folder, own)
@@ -174,7 +176,7 @@ def _write_vmapped(
     members: Members, metadata: Mapping[str, Any], files: Files, feeds: Feeds, opset: int
 ) -> None:  # fmt: skip
     """Write the plain vmap graph, a file a batch size: it is right for the one it was exported with."""
-    specs = parse_inputs(metadata["inputs"])
+    specs = member_specs(metadata)
     module = Vmapped(members, [spec.name for spec in specs], metadata["per_member"])
     for number, (batch, feed) in enumerate(feeds.items()):
         path = files.folder / f"vmap_{number}.onnx"

@@ -265,6 +265,7 @@ class _Setup:
             "inputs": [spec.name for spec in parse_inputs(self.metadata["inputs"])],
             "outputs": self.metadata["outputs"] if is_own else self.contents.outputs,
             "per_member": self.metadata["per_member"],
+            "casts": self.contents.casts if is_own else {},
             "provider": self.provider,
             "tf32": self.tf32,
             "threads": n_cores(),
@@ -302,7 +303,9 @@ class _Setup:
         for worker in workers[1:]:
             with self._leaving_out(worker.name):
                 expected = reference if worker.name in OWN_LAYOUT else members
-                check_same(worker.name, expected, self._outputs(worker, path), self.contents.outputs, tf32=self.tf32)
+                outputs, conversion = self._outputs(worker, path), self.contents.conversion
+                coarsest = None if conversion is None else conversion.coarsest
+                check_same(worker.name, expected, outputs, self.contents.outputs, tf32=self.tf32, coarsest=coarsest)
                 kept.append(worker)
         return kept
 

@@ -23,11 +23,21 @@ def write_feed(path: Path, feed: Mapping[str, Array]) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
-def read_feed(path: Path) -> dict[str, Array]:
-    """Load what `write_feed` saved."""
+def read_feed(path: Path, casts: Mapping[str, str] | None = None) -> dict[str, Array]:
+    """Load what `write_feed` saved.
+
+    Args:
+        path: The file.
+        casts: Dtype name -> the one that arrays of it become.
+    """
     feed: dict[str, Array] = {}
     with np.load(path, allow_pickle=False) as stored:
         for key in stored.files:
             _, dtype, name = key.split(":", 2)
             feed[name] = stored[key].view(ml_dtypes.bfloat16) if dtype == "bfloat16" else stored[key]
-    return feed
+    return cast_feed(feed, casts or {})
+
+
+def cast_feed(feed: Mapping[str, Array], casts: Mapping[str, str]) -> dict[str, Array]:
+    """Arrays by name; those of a dtype that `casts` names in another one."""
+    return {name: array.astype(casts.get(str(array.dtype), array.dtype), copy=False) for name, array in feed.items()}

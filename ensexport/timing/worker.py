@@ -49,12 +49,12 @@ def main() -> None:
     answer({"ready": True, "load_s": load_s})
     for line in sys.stdin:
         try:
-            answer(_served(json.loads(line), run, empty_mb))
+            answer(_served(json.loads(line), run, empty_mb, job.get("casts", {})))
         except Exception as error:  # noqa: BLE001 - likewise
             answer(_failure(error))
 
 
-def _served(request: dict[str, Any], run: Any, empty_mb: float) -> dict[str, Any]:
+def _served(request: dict[str, Any], run: Any, empty_mb: float, casts: dict[str, str]) -> dict[str, Any]:
     from ensexport.timing.exchange import read_feed, write_feed
 
     if "reset" in request:
@@ -64,9 +64,9 @@ def _served(request: dict[str, Any], run: Any, empty_mb: float) -> dict[str, Any
         peak = peak_mb()
         return {"memory_mb": None if peak is None else peak - empty_mb}
     if "run" in request:
-        write_feed(Path(request["to"]), run(read_feed(Path(request["run"]))))
+        write_feed(Path(request["to"]), run(read_feed(Path(request["run"]), casts)))
         return {"done": True}
-    feed = read_feed(Path(request["time"]))
+    feed = read_feed(Path(request["time"]), casts)
     call = run.bind(feed) if hasattr(run, "bind") else lambda: run(feed)
     for _ in range(request["warm"]):
         call()

@@ -47,6 +47,15 @@ def test_a_member_behind_a_mean_that_is_not_the_packed_one_is_named(project):
         measure("e.onnx", batches=(2,), alternatives=("loop",))
 
 
+@pytest.mark.parametrize(("artifact", "io"), [("e.onnx", "float16"), ("e.onnx", "float32"), ("e.ts", "bfloat16")])
+def test_an_artifact_of_another_dtype_is_timed_as_it_ships(project, artifact, io):
+    pack("--input", X, "--emit", "members,probs", "--dtype", io, "--io-dtype", io, "-o", artifact)
+    report = measure(artifact, batches=(2,), n_members=(2, 3), alternatives=("loop", "torch-loop"))
+    assert (report.left_out, len(report.rows)) == ({}, 8)
+    assert f"the artifact has {io} inside, {io} in and out" in report.environment["method"]
+    assert len(report.work) == (2 if artifact == "e.onnx" else 0)
+
+
 def test_contents_are_read_off_the_metadata(project):
     pack("--input", X, "--emit", "members,vote", "--class-axis", 1, "--member-axis", 1, "-o", "e.onnx")
     contents = Contents.of(read_metadata(project / "e.onnx"))
