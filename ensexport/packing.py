@@ -139,6 +139,7 @@ def pack(
         "selection": selection,
         "trust": trust,
         "allow_nonfinite": allow_nonfinite,
+        "any_float": dtypes.inside is not None,
         "on_progress": lambda _path, done, total: clock.tell("load", done, total),
     }
     if dry_run:

@@ -64,6 +64,17 @@ def test_members_of_other_dtypes_become_float32(tmp_path: Path, own: torch.dtype
     assert ensexport.validate(paths[0], members, **QUICK).passed
 
 
+def test_members_that_were_saved_in_different_dtypes(tmp_path: Path) -> None:
+    members = _members(tmp_path)
+    path = tmp_path / "ckpts" / "seed_1.pt"
+    torch.save({name: tensor.half() for name, tensor in torch.load(path).items()}, path)
+    members = ensexport.load_members(tmp_path / "ckpts", model=_net, any_float=True)
+    for inside in ("float16", "float32"):
+        file = tmp_path / f"{inside}.onnx"
+        ensexport.export(members, file, inputs=["x:float32[batch,4]"], dtypes=DtypeChoice(inside), **QUICK)
+        assert ensexport.validate(file, members, **QUICK).passed
+
+
 def test_float16_weights_are_half_the_file(tmp_path: Path) -> None:
     members = _members(tmp_path)
     path = tmp_path / "e.onnx"

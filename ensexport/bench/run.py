@@ -111,6 +111,7 @@ def bench(
         "selection": asdict(selection),
         "trust": asdict(trust),
         "allow_nonfinite": allow_nonfinite,
+        "any_float": contents.conversion is not None,
     }
     members = load_source(source)
     _check_count(artifact, metadata, members)

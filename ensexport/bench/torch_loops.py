@@ -78,6 +78,7 @@ def load_source(source: Mapping[str, Any]) -> Members:
         selection=Selection(**source["selection"]),
         trust=Trust(**source["trust"]),
         allow_nonfinite=source["allow_nonfinite"],
+        any_float=source.get("any_float", False),
     )
 
 

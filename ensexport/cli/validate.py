@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,9 +44,11 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], con
     with obj.working() as listen:
         from ensexport.members import load_members
         from ensexport.packing import members_dict
+        from ensexport.runtime import read_metadata
         from ensexport.validation import validate
 
-        members = load_members(list(checkpoints), **loading, on_progress=lambda _path, *count: listen("load", *count))
+        members = load_members(list(checkpoints), **loading, any_float="dtypes" in read_metadata(Path(artifact)),
+                               on_progress=lambda _path, *count: listen("load", *count))  # fmt: skip
         report = validate(artifact, members, tolerance=settings.tolerance, provider=settings.provider,
                           choice=settings.choice, on_progress=listen)  # fmt: skip
     settings.say_warnings(members.warnings, quiet=obj.quiet)

@@ -17,7 +17,7 @@ _MAX_SHOWN = 5
 _HINTS = {
     "key": "Stack only members of one architecture.",
     "shape": "Stack only members trained with the same config.",
-    "dtype": "Save all members in one dtype.",
+    "dtype": "Save all members in one dtype, or say with --dtype which the file is to have.",
 }
 
 
@@ -36,16 +36,22 @@ class Difference:
     text: str
 
 
-def check_states_agree(members: Sequence[tuple[str, Mapping[str, torch.Tensor]]]) -> None:
+def check_states_agree(members: Sequence[tuple[str, Mapping[str, torch.Tensor]]], *, any_float: bool = False) -> None:
     """Refuse state dicts whose names, shapes or dtypes differ from the first one's.
 
     Args:
         members: `(label, state)` for each member, for example `("member 3 (runs/s3.pt)", {...})`.
+        any_float: Take floats of different dtypes.
 
     Raises:
         StackError: Something differs: up to five differences, and how many more there are.
     """
-    found = [difference for member in members[1:] for difference in _differences(members[0], member)]
+    found = [
+        difference
+        for member in members[1:]
+        for difference in _differences(members[0], member)
+        if not (any_float and difference.kind == "dtype" and _are_floats(difference.key, members[0], member))
+    ]
     if not found:
         return
     texts = [f"{difference.key!r}: {difference.text}" for difference in found[:_MAX_SHOWN]]
@@ -57,6 +63,10 @@ def check_states_agree(members: Sequence[tuple[str, Mapping[str, torch.Tensor]]]
         differences=details,
         n_differences=len(found),
     )
+
+
+def _are_floats(key: str, *members: tuple[str, Mapping[str, torch.Tensor]]) -> bool:
+    return all(state[key].is_floating_point() for _, state in members)
 
 
 def describe_tensor(tensor: torch.Tensor) -> str:

@@ -131,6 +131,7 @@ def inspect_members(
     selection: Selection = NO_SELECTION,
     trust: Trust = NO_TRUST,
     allow_nonfinite: bool = False,
+    any_float: bool = False,
     on_progress: Progress | None = None,
 ) -> Inspection:
     """Read all checkpoints, one at a time, and gather what there is to say about them.
@@ -144,6 +145,7 @@ def inspect_members(
         selection: Where in the files the weights lie.
         trust: What may run code.
         allow_nonfinite: NaN and Inf are no problem.
+        any_float: Nor are floats of different dtypes.
         on_progress: Called as `(path, done, total)` after each checkpoint, in bytes.
 
     Raises:
@@ -158,7 +160,7 @@ def inspect_members(
         model_args = said | dict(model_args or {})
     blueprint = None if model is None else read_blueprint(resolve_architecture(model, model_args, base_dir))
     reader = Reader(selection, trust, ledger, blueprint, base)
-    survey = _Survey(reader, allow_nonfinite=allow_nonfinite)
+    survey = _Survey(reader, allow_nonfinite=allow_nonfinite, any_float=any_float)
     skipped = list(found.skipped)
     sizes = [source.size_bytes() for source in found.sources]
     for number, source in enumerate(found.sources, start=1):
@@ -193,8 +195,9 @@ def _stage(row: InspectedMember) -> _Stage:
 class _Survey:
     """Gathers facts, one checkpoint after the other."""
 
-    def __init__(self, reader: Reader, *, allow_nonfinite: bool) -> None:
+    def __init__(self, reader: Reader, *, allow_nonfinite: bool, any_float: bool) -> None:
         self._reader = reader
+        self._any_float = any_float
         self._blueprint = reader.blueprint
         self._allow_nonfinite = allow_nonfinite
         self._rows: list[InspectedMember] = []
@@ -273,7 +276,7 @@ class _Survey:
                 check_fit(member.label, state, self._blueprint)
                 check_ties(member.label, state, self._blueprint)
             if self._first is not None:
-                check_states_agree([self._first, (member.label, member.shapes)])
+                check_states_agree([self._first, (member.label, member.shapes)], any_float=self._any_float)
         except (NonFiniteWeightsError, StackError) as error:
             return error
         if names:

@@ -34,6 +34,7 @@ from ensexport.members.reading import Checkpoint, open_checkpoint
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.tensors import find_nonfinite, weights_digest
 from ensexport.members.trust import NO_TRUST, Trust
+from ensexport.members.widening import widened
 from ensexport.members.wording import join_some, show_path
 from ensexport.spec import SkippedFile
 
@@ -51,6 +52,7 @@ def load_members(
     selection: Selection = NO_SELECTION,
     trust: Trust = NO_TRUST,
     allow_nonfinite: bool = False,
+    any_float: bool = False,
     on_progress: Progress | None = None,
 ) -> Members:
     """Read the checkpoints of one ensemble and make sure that they fit together.
@@ -65,6 +67,7 @@ def load_members(
         selection: Where in the files the weights lie, as far as the user says so.
         trust: What may run code; by default nothing.
         allow_nonfinite: Take members that hold NaN or Inf, with a warning.
+        any_float: Take members that were saved in different dtypes, each tensor in the widest, with a warning.
         on_progress: Called as `(path, done, total)` after each checkpoint, in bytes.
 
     Returns:
@@ -91,13 +94,20 @@ def load_members(
     members = intake.members
     intake.raise_problems()
     check_configs_agree([member.label for member in members], [member.config for member in members])
-    check_states_agree([(member.label, member.shapes) for member in members])
+    check_states_agree([(member.label, member.shapes) for member in members], any_float=any_float)
+    members, mixed = widened(members) if any_float else (members, ())
     if blueprint is not None:
         check_fit(members[0].label, members[0].shapes, blueprint)
         if intake.untied is not None:
             raise intake.untied
     outliers = find_outliers(intake.summaries, [member.label for member in members])
-    warnings = [*found.warnings, *intake.warnings(), *find_repeats(members), *(outlier.text for outlier in outliers)]
+    warnings = [
+        *found.warnings,
+        *intake.warnings(),
+        *mixed,
+        *find_repeats(members),
+        *(outlier.text for outlier in outliers),
+    ]
     return Members(
         members, architecture=architecture, skipped=skipped, warnings=tuple(warnings), equal=intake.equal.names
     )

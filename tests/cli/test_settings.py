@@ -51,6 +51,19 @@ def test_dtypes_may_stand_in_the_file(project):
     )
 
 
+def test_dtype_resolves_members_of_different_dtypes(project):
+    state = torch.load("ckpts/m1.pt")
+    torch.save({name: tensor.half() for name, tensor in state.items()}, "ckpts/m1.pt")
+    arguments = ("ckpts", "--model", "model.py:Net", "--input", X, "-o", "e.onnx")
+    assert run("pack", *arguments, "--json").error["code"] == "E_STACK"
+    assert run("pack", *arguments, "--dtype", "float16", "--dry-run").exit_code == 0
+    answer = run("pack", *arguments, "--dtype", "float16", "--json").answer
+    assert any("member 1: float16 as float32" in warning for warning in answer["warnings"])
+    assert run("validate", "e.onnx", "ckpts", "--model", "model.py:Net").exit_code == 0
+    assert run("bench", "e.onnx", "ckpts", "--model", "model.py:Net", "--alternatives", "loop,torch-loop",
+               "--batch", "1", "--blocks", "3").exit_code == 0  # fmt: skip
+
+
 def test_paths_in_the_file_are_relative_to_it(project, monkeypatch):
     (project / "ensexport.toml").write_text(SETTINGS)
     (project / "below").mkdir()
