@@ -15,7 +15,7 @@ import ensexport
 from ensexport.combined_reference import combine
 from ensexport.emission import parse_emission
 from ensexport.errors import MismatchError, UsageError
-from ensexport.runtime import open_runners, read_metadata
+from ensexport.runtime import onnx_runner, open_runners, read_metadata
 from ensexport.spec import Tolerance
 from ensexport.weighting import MemberWeights
 
@@ -207,3 +207,23 @@ def test_one_file_serves_any_subset(tmp_path: Path, members: ensexport.Members) 
     assert list(left) == list(right)
     for name in left:
         np.testing.assert_allclose(left[name], right[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_large_files_are_checked_in_one_session(
+    tmp_path: Path, members: ensexport.Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e.onnx"
+    made: list[str] = []
+    init = onnx_runner.OnnxRunner.__init__
+
+    def counted(self: onnx_runner.OnnxRunner, file: Path, **options: object) -> None:
+        made.append(str(options.get("shown")))
+        init(self, file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(onnx_runner.OnnxRunner, "__init__", counted)
+    ensexport.export(members, path, inputs=INPUTS, emission=parse_emission("probs"), **QUICK)
+    assert made == ["('output',)", "()"] * 2
+    made.clear()
+    monkeypatch.setattr(onnx_runner, "_LARGE_BYTES", 0)
+    assert ensexport.validate(path, members, **QUICK).passed
+    assert made == ["('output',)"] * 2

@@ -84,21 +84,24 @@ class OnnxRunner:
 class HiddenRunner:
     """A file and the values that it holds and does not return: two sessions, so that the file's own runs as it ships.
 
+    A large file has one session for both, which holds the weights once.
+
     Attributes:
         provider: As for `OnnxRunner`.
         optimization: Likewise.
     """
 
     def __init__(self, path: Path, *, provider: str, optimization: str, hidden: Sequence[str]) -> None:
-        self._file, self._behind = (
+        self._behind, *files = (
             OnnxRunner(path, provider=provider, optimization=optimization, options=options_for(path), shown=shown)
-            for shown in ((), hidden)
+            for shown in ((hidden,) if is_large(path) else (hidden, ()))
         )
-        self.provider, self.optimization = self._file.provider, optimization
+        self._file = files[0] if files else None
+        self.provider, self.optimization = self._behind.provider, optimization
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run both on inputs by name; what the file returns is its own."""
-        return {**self._behind.run(feed), **self._file.run(feed)}
+        return {**self._behind.run(feed), **({} if self._file is None else self._file.run(feed))}
 
 
 def options_for(path: Path) -> ort.SessionOptions:
@@ -110,12 +113,16 @@ def options_for(path: Path) -> ort.SessionOptions:
     Source: ONNX Runtime 1.31, onnxruntime_session_options_config_keys.h.
     """
     options = ort.SessionOptions()
-    data = path.with_name(f"{path.name}.data")
-    size_bytes = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-    if size_bytes >= _LARGE_BYTES:
+    if is_large(path):
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+def is_large(path: Path) -> bool:
+    """Is memory what matters when a file, with its external data, is checked?"""
+    data = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0) >= _LARGE_BYTES
 
 
 def make_session(
