@@ -28,7 +28,7 @@ from ensexport.estimates import Estimate, estimate
 from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
-from ensexport.probes import BATCHES, SEEDS, batches_that_fit, file_feed, find_probes, make_probes, through
+from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -479,7 +479,8 @@ def _proven(
         tuple(checks), integer_inputs(source.specs, source.ranges), None if choice.is_all else chosen
     )
     raise_on_mismatch(report, source.ensemble.labels, conversion)
-    return report, (*_partly(choice, chosen, len(source.ensemble)), *left_out, *found.warnings, *_check_notes(checks))
+    notes = (*_partly(choice, chosen, len(source.ensemble)), *left_out, *found.warnings)
+    return report, (*notes, *_few_batches(checks, probes), *_check_notes(checks))
 
 
 _UNPROVEN = (
@@ -496,6 +497,18 @@ def _partly(choice: MemberChoice, chosen: Sequence[int], n_members: int) -> Iter
 def _chosen(choice: MemberChoice, n_members: int) -> dict[str, list[int]]:
     """What a file says of members that were to be compared, where that is not all."""
     return {} if choice.is_all else {"validated_members": list(choice.indices(n_members))}
+
+
+def _few_batches(checks: Sequence[Check], probes: Sequence[Probe]) -> Iterator[str]:
+    """Say which files were not run at all batch sizes."""
+    for artifact in dict.fromkeys(check.artifact for check in checks):
+        done = {check.batch for check in checks if check.artifact == artifact}
+        if {probe.batch for probe in probes} - done:
+            sizes = ", ".join(str(batch) for batch in sorted(batch for batch in done if batch is not None))
+            yield (
+                f"'{artifact}' was compared at batch {sizes} only, where others would have taken too long: torch's "
+                "kernels for 16 bits are slow on a CPU."
+            )
 
 
 def _check_notes(checks: Sequence[Check]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,7 +124,10 @@ def converted_references(
     """
     errors: dict[str, float] = {}
     smallest = sorted(range(len(probes)), key=lambda number: probes[number].batch or 0)[:_CONVERTED_PROBES]
+    end = time.perf_counter() + _CONVERTED_S
     for number in smallest:
+        if errors and time.perf_counter() > end:
+            break
         feed = probes[number].member_feed(member_index, per_member)
         for name, value in _run_converted(module, feed, conversion.inside).items():
             expected = references[number].expected[name]
@@ -141,6 +145,7 @@ def converted_references(
 
 
 _CONVERTED_PROBES = 3
+_CONVERTED_S = 1.0  # a member, after which no other probe is begun
 
 
 def _run_converted(module: nn.Module, feed: dict[str, torch.Tensor], inside: str) -> dict[str, Array]:

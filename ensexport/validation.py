@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json, hidden_of, names_of
 from ensexport.errors import ArtifactError, EnsexportError, MismatchError, UsageError
 from ensexport.members import Members
-from ensexport.probes import BATCHES, SEEDS, Probe, file_feed, find_probes, through
+from ensexport.probes import BATCHES, SEEDS, Probe, few_probes, file_feed, find_probes, through
 from ensexport.references import OnProgress, Reference, arrays, reference_outputs
 from ensexport.runtime import Runner, open_runners, read_metadata
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -91,9 +92,11 @@ def check_artifact(
     judge = _Judge(shown_as, references, share, tolerance, source, own_names, tuple(per_member), conversion)
     checks: list[Check] = []
     for runner in open_runners(path, provider=provider, output_names=file_names, hidden=hidden):
+        kept: Collection[int] = range(len(probes))
         for number, probe in enumerate(probes):
-            if probe.is_brief and runner.optimization == "disabled" and number:
+            if number not in kept or (probe.is_brief and runner.optimization == "disabled" and number):
                 continue
+            begin = time.perf_counter()
             # Of the formats only `.pt2` has no optional inputs.
             sets = weightings(weights, share.n_members, number, has_default=path.suffix != ".pt2")
             for turn, weighting in enumerate(sets):
@@ -108,6 +111,8 @@ def check_artifact(
                     compared = judge.members(runner, number, probe, entry, outputs)
                     checks += [] if turn else compared.checks
                     checks += judge.combined(runner, probe, entry, outputs, compared, weighting)
+            if number == 0 and conversion is not None and not runner.optimization:
+                kept = few_probes(probes, time.perf_counter() - begin)
         del runner  # the next one takes as much memory
     return checks
 

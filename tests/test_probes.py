@@ -4,7 +4,7 @@ from torch import nn
 
 from ensexport.batching.examples import BagOffsets, IntegerRange
 from ensexport.errors import ModelInputError, ModelOutputError, UsageError
-from ensexport.probes import BATCHES, SEEDS, batches_that_fit, find_probes, make_probes, usable_probes
+from ensexport.probes import BATCHES, SEEDS, batches_that_fit, few_probes, find_probes, make_probes, usable_probes
 from ensexport.spec import parse_inputs
 
 OPEN = {"batch": (1, None), "t": (1, None)}
@@ -218,3 +218,10 @@ def test_batch_sizes_whose_activations_take_gigabytes_are_left_out_and_said():
     kept, (text,) = batches_that_fit(BATCHES, lambda batch: batch * 10**9)
     assert kept == (1, 2, 3)  # a dynamic batch shows at these
     assert text.startswith("not compared at batch 7, 13, where the members' activations take about 7.0 GB and more")
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.1, {0, 1, 2, 3, 4, 5}), (9.0, {0, 2, 4})], ids=["all", "few"])
+def test_slow_files_are_run_at_the_smallest_batch_sizes_once(seconds: float, expected: set[int]) -> None:
+    sizes = {"example_sizes": {"batch": 2}, "dim_ranges": {"batch": (1, None)}}
+    probes = make_probes(parse_inputs(["x:float32[batch,1]"]), (), 1, **sizes, batches=(1, 2, 7), seeds=(0, 1))
+    assert set(few_probes(probes, seconds)) == expected
