@@ -7,6 +7,7 @@ architecture of the zoo calls these operators.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
 import torch
 
@@ -22,7 +23,9 @@ _SCHEMAS = (
 
 
 def declare_if_needed() -> torch.library.Library | None:
-    """Declare them where torchvision cannot be imported without; keep what is returned alive."""
+    """Declare them where torchvision is there and cannot be imported without; keep what is returned alive."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
