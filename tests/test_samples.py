@@ -39,6 +39,18 @@ def checkout(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def digits(checkout):
+    """The sample's folder with its checkpoints and its ONNX file, whichever tests this process ran before."""
+    folder = checkout / "samples" / "digits"
+    if not (folder / "ckpts").is_dir():
+        subprocess.run([sys.executable, "train.py", "--epochs", "1"], cwd=folder, check=True, capture_output=True)
+    if not (folder / "ensemble.onnx").exists():
+        command = [sys.executable, "-m", "ensexport", "pack", "ckpts/", "-o", "ensemble.onnx"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
 def test_every_sample_is_tested():
     assert SAMPLES == ["ani", "benchmarks", "ci", "digits", "scale", "tutorial"]
 
@@ -96,8 +108,8 @@ def test_the_workflow_runs_the_script_and_keeps_its_folder():
     assert set(re.findall(r"\$\{([A-Z_]+):-", script)) == {*PIPELINE, "OUT"}
 
 
-def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ensexport(checkout, monkeypatch):
-    folder = checkout / "samples" / "digits"
+def test_bare_pack_in_digits_is_one_json_object_and_its_files_agree_without_ensexport(digits, monkeypatch):
+    folder = digits
     monkeypatch.chdir(folder)
     result = run("pack", "ckpts/", "-o", "e.onnx", "-o", "e.ts", "--json")
     assert (result.exit_code, result.answer["ok"], len(result.answer["members"])) == (0, True, 10)
@@ -129,8 +141,8 @@ def _by_hand(logits):
     return {"probs": mean, "entropy": entropy, "mutual_information": entropy - entropies.mean(0), "vote": vote}
 
 
-def test_digits_in_float16_say_what_numpy_says(checkout, monkeypatch):
-    folder = checkout / "samples" / "digits"
+def test_digits_in_float16_say_what_numpy_says(digits, monkeypatch):
+    folder = digits
     monkeypatch.chdir(folder)
     names = ("probs", "entropy", "mutual_information", "vote")
     options = ("--emit", ",".join(names), "--member-axis", "1", "--dtype", "float16")
@@ -183,13 +195,11 @@ def test_the_test_images_are_what_the_members_curve_takes(tmp_path):
         }  # fmt: skip
 
 
-def test_evaluating_needs_neither_torch_nor_ensexport(checkout):
+def test_evaluating_needs_neither_torch_nor_ensexport(digits):
     code = (
         "import sys, json, runpy; runpy.run_path('evaluate.py', run_name='__main__'); print(json.dumps([*sys.modules]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=checkout / "samples" / "digits", check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=digits, check=True, capture_output=True, text=True)
     *said, modules = done.stdout.splitlines()
     assert not {"torch", "ensexport"} & set(json.loads(modules))
     assert float(re.search(r"ensemble accuracy: +([\d.]+)%", said[-1])[1]) > 80  # one epoch only
