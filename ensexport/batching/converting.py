@@ -46,7 +46,6 @@ _PRODUCTS = {
     *("scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"),
     *("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
-_RECURRENT = {name for name in _PRODUCTS if name.startswith(("lstm", "gru", "rnn_"))}
 _RETURNING = {
     *("layer_norm", "native_layer_norm", "batch_norm", "instance_norm", "group_norm", "native_group_norm", "rms_norm"),
     *("_native_batch_norm_legit_no_training", "softmax", "_softmax"),
@@ -247,14 +246,14 @@ class _Converter:
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), operand)
         args, kwargs = tree_map(lambda leaf: self.wide if leaf is self.source else leaf, (args, kwargs))
-        if _name(node) in _RECURRENT:  # torch's own shape functions would fix a dynamic dimension
-            assert dtype is not None
-            with self.builder.symbolic():
-                value = tree_map(lambda fake: self._as_source(fake, dtype), node.meta["val"])
-            return self.builder.call_as(value, node.target, *args, **kwargs)  # type: ignore[arg-type]
         try:
             return self.builder.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
         except Exception as error:
+            if dtype is not None and "Guard" in type(error).__name__:
+                # Torch's own shape functions would fix a dynamic dimension; the member graph's result has the shape.
+                with self.builder.symbolic():
+                    value = tree_map(lambda fake: self._as_source(fake, dtype), node.meta["val"])
+                return self.builder.call_as(value, node.target, *args, **kwargs)  # type: ignore[arg-type]
             line = source_line(node)
             raise ExportError(
                 f"cannot convert {node.target}{f' ({line})' if line else ''} to {str(dtype).removeprefix('torch.')}: "

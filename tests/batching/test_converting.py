@@ -194,3 +194,14 @@ def test_the_members_dtype_is_that_of_most_numbers() -> None:
     assert dtype_of([half, single, torch.zeros(99, dtype=torch.int64)], []) == torch.float16
     assert dtype_of([], [torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)]) == torch.float64
     assert dtype_of([], []) == torch.float32
+
+
+def test_sizes_that_torch_would_look_at_stay_dynamic() -> None:
+    """Torch chooses the kernel of a float32 convolution by its sizes."""
+    modules = [nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()) for _ in range(2)]
+    graph, weights = converted(modules, "x:float32[batch,1,h,w]", "float32")
+    run = fx_run(graph, weights)
+    for size in (5, 33):
+        x = torch.randn(2, 1, size, size + 1)
+        expected = torch.stack([module(x) for module in modules])
+        torch.testing.assert_close(run([x])[0], expected)
