@@ -363,6 +363,28 @@ def test_a_run_that_is_terminated_leaves_no_child_and_no_folder(tmp_path):
     assert not Path(f"/proc/{child_ids[0]}").exists()
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_arrives_while_a_child_is_started_leaves_no_child(number):
+    code = f"""
+import signal, subprocess, sys
+from pathlib import Path
+import child
+signal.signal(signal.{number}, lambda number, frame: sys.exit(7))
+real, started = subprocess.Popen, []
+def interrupted(*arguments, **options):
+    started.append(real(*arguments, **options))
+    signal.raise_signal(signal.{number})
+    return started[0]
+subprocess.Popen = interrupted
+try:
+    child.run_child([sys.executable, "-c", "import time; time.sleep(60)"], Path("."), 60.0)
+except SystemExit as end:
+    print(end.code, started[0].returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("7 -9\n", "")
+
+
 def test_an_option_that_names_nothing_is_refused(tmp_path):
     done = measure(tmp_path, "--only", "vit-*,mlp-11")
     assert done.returncode == 2

@@ -6,15 +6,18 @@ here: Linux counts as the child's what this process held when it was started, se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from ensexport.timing.memory import available_mb
 
@@ -62,9 +65,11 @@ def run_child(command: Sequence[str], folder: Path, limit_s: float) -> Account:
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        process = None
         stopped = ""
         try:
+            with _signals_held_back():
+                process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             while True:
                 found, status, usage = os.wait4(process.pid, os.WNOHANG)
                 seconds = time.perf_counter() - begin
@@ -77,7 +82,7 @@ def run_child(command: Sequence[str], folder: Path, limit_s: float) -> Account:
                 time.sleep(POLL_S)
             process.returncode = os.waitstatus_to_exitcode(status)  # Popen did not see it end
         finally:
-            if process.returncode is None:
+            if process is not None and process.returncode is None:
                 process.kill()
                 process.wait()
         texts = []
@@ -86,6 +91,22 @@ def run_child(command: Sequence[str], folder: Path, limit_s: float) -> Account:
             texts.append(file.read().decode(errors="replace"))
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes on Linux
     return Account(process.returncode, seconds, usage.ru_maxrss * unit / MB, texts[0], texts[1], stopped)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait: inside `Popen` their exceptions would lose a child that is already running."""
+    held: list[tuple[int, FrameType | None]] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in usual:
+        signal.signal(number, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    for received, _ in held:
+        signal.raise_signal(received)
 
 
 def run_checked(command: Sequence[str], folder: Path, limit_s: float, what: str) -> Account:
