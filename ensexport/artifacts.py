@@ -140,6 +140,7 @@ def write_artifacts(
     *,
     scratch: Path,
     clock: Clock,
+    external_data: bool = False,
 ) -> None:
     """Write the files of a batched graph: first the graphs, then the weights, one member at a time.
 
@@ -155,6 +156,7 @@ def write_artifacts(
         opset: ONNX opset version; None for the default.
         scratch: A file that may be made meanwhile, beside the staged ones; the caller removes it.
         clock: Is told of the stages.
+        external_data: Put the weights of ONNX files into a file beside them, however small they are.
 
     Raises:
         ExportError: A format cannot hold the graph.
@@ -165,7 +167,7 @@ def write_artifacts(
     for output in outputs:
         if output.kind == "onnx":
             with clock.stage("export_onnx"):
-                layouts[output] = _laid_out(output, batched, text, names, opset)
+                layouts[output] = _laid_out(output, batched, text, names, opset, external_data=external_data)
     others = [output for output in outputs if output.kind != "onnx"]
     total = sum(weight.n_bytes(batched.n_members) for weight in batched.weights.packed)
     needs_scratch = bool(others) and not any(layout.data for layout in layouts.values())
@@ -192,7 +194,9 @@ def write_artifacts(
                     output.staged.write_bytes(data)
 
 
-def _laid_out(output: Output, batched: BatchedGraph, text: str, names: Sequence[str], opset: int | None) -> OnnxFile:
+def _laid_out(
+    output: Output, batched: BatchedGraph, text: str, names: Sequence[str], opset: int | None, *, external_data: bool
+) -> OnnxFile:
     from ensexport.targets.onnx import lay_out_onnx, onnx_model
     from ensexport.targets.onnx_cpu import spell_out_elu
 
@@ -201,7 +205,7 @@ def _laid_out(output: Output, batched: BatchedGraph, text: str, names: Sequence[
         spell_out_elu(model)
     weights = {w.name: weight_of(w.shape(batched.n_members), w.dtype) for w in batched.weights.packed}
     metadata = {METADATA_KEY: text, "ensexport_version": __version__}
-    return lay_out_onnx(model, output.target.name, weights, metadata)
+    return lay_out_onnx(model, output.target.name, weights, metadata, external_data=external_data)
 
 
 def _opened(output: Output, layout: OnnxFile) -> WeightFile:

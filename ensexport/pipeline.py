@@ -28,6 +28,10 @@ from ensexport.estimates import Estimate, estimate
 from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
+from ensexport.package.choice import DEFAULT_PACKAGE, PackageChoice
+from ensexport.package.making import PackageMaking, Proof
+from ensexport.package.planning import plan_outputs
+from ensexport.package.writing import write_package
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
@@ -40,7 +44,6 @@ from ensexport.spec import (
     TensorSpec,
     Tolerance,
     ValidationReport,
-    artifact_format,
     batch_dim,
     parse_inputs,
 )
@@ -101,6 +104,8 @@ def export(
     batches: Sequence[int] = BATCHES,
     seeds: Sequence[int] = SEEDS,
     choice: MemberChoice = ALL_MEMBERS,
+    package: PackageChoice = DEFAULT_PACKAGE,
+    external_data: bool = False,
     on_stage: OnStage | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
 ) -> ExportReport:
@@ -108,7 +113,8 @@ def export(
 
     Args:
         ensemble: What `stack` or `load_members(..., model=...)` returned.
-        paths: One or several files; the suffix says the format: `.onnx`, `.ts` or `.pt2`.
+        paths: One or several files; the suffix says the format: `.onnx`, `.ts` or `.pt2`. One without a suffix
+            becomes a package folder.
         inputs: One spec an input, as ONE member sees it: `x:float32[batch,1,28,28]`; a named dim is dynamic.
         per_member: Names of the inputs that get a leading N axis; all others are shared. By default what
             `stack(..., in_dims=...)` said.
@@ -131,6 +137,8 @@ def export(
         batches: Batch sizes to compare at.
         seeds: Seeds of the random inputs to compare on.
         choice: The members to compare with the loop; all unless an ensemble is too large for that.
+        package: What package folders are to hold.
+        external_data: Put the weights of ONNX files into a file beside them, not only above 2 GiB.
         on_stage: Called as `(stage, done, total)`.
         on_estimate: Called with what memory and disk will be needed, before the work.
 
@@ -146,7 +154,8 @@ def export(
     targets = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not targets:
         raise UsageError("no output is named.", hint="Add -o ensemble.onnx.")
-    formats = [artifact_format(path) for path in targets]
+    request = plan_outputs(targets, package)
+    formats = request.formats
     specs = parse_inputs(inputs)
     if per_member is None:
         per_member = _per_member_of(ensemble, specs)
@@ -167,7 +176,7 @@ def export(
         on_estimate(expected)
     expected.check_memory()
     expected.check_disk(targets)
-    with Staging(targets, force=force) as staging:
+    with Staging(request.files, folders=request.folders, force=force) as staging:
         with clock.stage("capture"):
             source = _captured(ensemble, specs, per_member, output_names)
         emitted = emission.resolve(source.names)
@@ -195,24 +204,25 @@ def export(
                 )
                 batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
         batched = add_heads(for_target(batched, target), emitted, weights)
-        outputs = [Output(kind, staging.path(path), path) for path, kind in zip(targets, formats, strict=True)]
+        outputs = request.outputs(staging)
+        metadata = make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
+        metadata |= _chosen(choice, len(ensemble))
         write_artifacts(
             outputs,
             batched,
             _States(source),
-            make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
-            | _chosen(choice, len(ensemble)),
+            metadata,
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
             scratch=staging.scratch(targets[0]),
             clock=clock,
+            external_data=external_data,
         )
         with clock.stage("validate"):
-            staged = {path: staging.path(path) for path in targets}
             bound = tolerance or Tolerance()
-            report, notes = _proven(
+            proof = _proven(
                 source,
-                staged,
+                {output.target: output.staged for output in outputs},
                 provider,
                 member_axis,
                 bound,
@@ -224,14 +234,21 @@ def export(
                 weights,
                 conversion,
             )
+        if request.packages:
+            with clock.stage("package"):
+                making = PackageMaking(ensemble, batched, emitted, weights, conversion, metadata, opset, provider)
+                contents = making.contents(proof, package, _first_onnx(outputs), lambda _path: False)
         with clock.stage("digest"):
-            artifacts = tuple(_described(outputs, clock))
+            artifacts = tuple(_described([o for o in outputs if o.target in request.files], clock))
+            for plan in request.packages:
+                folder = staging.path(plan.target) / plan.inside
+                artifacts += tuple(write_package(plan, folder, contents, functools.partial(clock.tell, "digest")))
         with clock.stage("write"):
             staging.commit()
-    warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *source.notes, *notes)
+    warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *source.notes, *proof.notes)
     return ExportReport(
         artifacts,
-        report,
+        proof.report,
         batched.plan,
         clock.seconds,
         source.member.dim_ranges,
@@ -240,6 +257,11 @@ def export(
         expected,
         conversion,
     )
+
+
+def _first_onnx(outputs: Sequence[Output]) -> Path:
+    """The file that is run for the samples of packages: the one that loads quickest."""
+    return next((output for output in outputs if output.kind == "onnx"), outputs[0]).staged
 
 
 def _batched(conversion: Conversion | None, *args: Any, **options: Any) -> BatchedGraph:
@@ -425,11 +447,11 @@ def _proven(
     emitted: Sequence[OutputEmission],
     weights: MemberWeights | None,
     conversion: Conversion | None,
-) -> tuple[ValidationReport, tuple[str, ...]]:
-    """Compare every file with the loop; returns the report and what the user should know of it."""
+) -> Proof:
+    """Compare every file with the loop."""
     chosen = choice.indices(len(source.ensemble))
     if not chosen:
-        return ValidationReport((), {}, ()), (_UNPROVEN,)
+        return Proof(ValidationReport((), {}, ()), (_UNPROVEN,))
     batches, left_out = batches_that_fit(batches, source.activation_bytes)
     module = source.ensemble.build(0)
     found = find_probes(
@@ -480,7 +502,8 @@ def _proven(
     )
     raise_on_mismatch(report, source.ensemble.labels, conversion)
     notes = (*_partly(choice, chosen, len(source.ensemble)), *left_out, *found.warnings)
-    return report, (*notes, *_few_batches(checks, probes), *_check_notes(checks))
+    notes = (*notes, *_few_batches(checks, probes), *_check_notes(checks))
+    return Proof(report, notes, probes, references)
 
 
 _UNPROVEN = (

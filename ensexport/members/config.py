@@ -251,6 +251,12 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "rtol": ("a number of 0 or more", _size),
     "validate-members": ("a string", _text),
     "output-names": ("a list of strings or a comma-separated string", _texts_or_commas),
+    "formats": ("a list of strings or a comma-separated string", _texts_or_commas),
+    "layout": _one_of("folder", "triton"),
+    "name": ("a string", _text),
+    "labels": ("a string", _text),
+    "no-state": _one_of(True, False),
+    "external-data": _one_of(True, False),
 }
 
 

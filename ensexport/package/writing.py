@@ -1,0 +1,199 @@
+"""A package folder, put together from what packing has made: models, samples, kept tensors, card and manifest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from ensexport.artifacts import data_file, describe_artifact
+from ensexport.batching.engine import BatchedGraph
+from ensexport.dtypes import Conversion
+from ensexport.emission import OutputEmission, names_of
+from ensexport.package.card import card_text
+from ensexport.package.choice import PackagePlan
+from ensexport.package.contents import formula_of, sample_entry, validation_entry
+from ensexport.package.manifest import MANIFEST, manifest_text
+from ensexport.package.samples import write_sample
+from ensexport.package.triton import triton_files
+from ensexport.package.cases import SampleCase
+from ensexport.spec import SUFFIX_BY_FORMAT, Artifact, ValidationReport
+from ensexport.staging import writing
+from ensexport.weighting import WEIGHTS_INPUT
+
+CARD = "README.md"
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a package beside its models.
+
+    Attributes:
+        manifest: What `make_manifest` returned.
+        report: The proof of all files.
+        cases: The samples.
+        write_state: Writes the members' tensors that cannot be read back from the graph into a file; returns False
+            and writes nothing where there are none.
+        labels: Names of the classes, for Triton.
+    """
+
+    manifest: Mapping[str, Any]
+    report: ValidationReport
+    cases: Sequence[SampleCase]
+    write_state: Callable[[Path], bool]
+    labels: Sequence[str] | None = None
+
+
+def write_package(
+    plan: PackagePlan, folder: Path, contents: Contents, tell: Callable[[int, int], None]
+) -> list[Artifact]:
+    """Complete a package whose models are written: samples, tensors, card, and last the manifest.
+
+    Args:
+        plan: What it is to be.
+        folder: The package while it is being made; it holds the models of `plan`.
+        contents: All else.
+        tell: Called as `(done, total)` with bytes that were read for digests.
+
+    Returns:
+        The package itself, then its files.
+
+    Raises:
+        OutputError: The system refuses.
+        ModelOutputError: Triton has no dtype for an input or output.
+    """
+    formats: dict[str, str] = {}
+    with writing(plan.folder):
+        for kind, model in plan.models.items():
+            formats |= _placed(folder, model, kind, as_folder=plan.layout == "triton")
+        models = {kind: name for name, kind in formats.items() if kind in plan.models}
+        entries = []
+        for index, case in enumerate(contents.cases):
+            name = f"test_data_set_{index}"
+            write_sample(folder / name, case.inputs, case.outputs)
+            entries.append(sample_entry(name, case))
+            formats |= {item["path"]: "sample" for item in (*entries[-1]["inputs"], *entries[-1]["outputs"])}
+        if contents.write_state(folder / STATE):
+            formats[STATE] = "state"
+        names = {str(plan.folder / model): models[kind] for kind, model in plan.models.items()}
+        manifest = {
+            **contents.manifest,
+            "layout": plan.layout,
+            "name": plan.name,
+            "validation": validation_entry(contents.report, names),
+            "samples": entries,
+        }
+        if "onnx" not in plan.models:
+            manifest["opset"] = None
+        if plan.layout == "triton":
+            formats |= _write_triton(plan, folder, manifest, contents)
+        (folder / CARD).write_text(card_text(manifest), encoding="utf-8")
+        formats[CARD] = "card"
+        files = _described(plan, folder, formats, tell)
+        listed = [{"path": p, "format": f.format, "size_bytes": f.size_bytes, "sha256": f.sha256} for p, f in files]
+        manifest["files"] = listed
+        (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        whole = describe_artifact(folder / MANIFEST, plan.folder / MANIFEST, "manifest", lambda _: None)
+    size = whole.size_bytes + sum(file.size_bytes for _, file in files)
+    return [Artifact(str(plan.folder), "package", size, whole.sha256), *(file for _, file in files), whole]
+
+
+def _placed(folder: Path, model: PurePosixPath, kind: str, *, as_folder: bool) -> dict[str, str]:
+    """Paths of a model and its external data, which Triton wants in a folder that is called like the model."""
+    path, data = folder / model, data_file(folder / model)
+    staged = path.with_suffix(SUFFIX_BY_FORMAT[kind])
+    if staged != path:
+        staged.rename(path)
+    if kind != "onnx" or not data.exists():
+        return {str(model): kind}
+    if as_folder:
+        aside = path.with_name("model")
+        path.rename(aside)
+        path.mkdir()
+        aside.rename(path / model.name)
+        data.rename(path / data.name)
+        return {str(model / model.name): kind, str(model / data.name): "onnx_data"}
+    return {str(model): kind, str(model.with_name(data.name)): "onnx_data"}
+
+
+def _write_triton(
+    plan: PackagePlan, folder: Path, manifest: Mapping[str, Any], contents: Contents
+) -> dict[str, str]:
+    (kind,) = plan.models
+    samples = [case.inputs for case in contents.cases]
+    files = triton_files(manifest, kind=kind, name=str(plan.name), samples=samples, labels=contents.labels)
+    formats = {}
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        formats[name] = _TRITON_FORMATS.get(name.partition("/")[0], "labels")
+    return formats
+
+
+_TRITON_FORMATS = {"config.pbtxt": "triton_config", "warmup": "warmup"}
+
+
+def _described(
+    plan: PackagePlan, folder: Path, formats: Mapping[str, str], tell: Callable[[int, int], None]
+) -> list[tuple[str, Artifact]]:
+    total, done = sum((folder / name).stat().st_size for name in formats), 0
+    files = []
+    for name, kind in sorted(formats.items()):
+        before = done
+        file = describe_artifact(folder / name, plan.folder / name, kind, lambda n, before=before: tell(before + n, total))  # type: ignore[misc]
+        done += file.size_bytes
+        files.append((name, file))
+    return files
+
+
+def signature_of(
+    batched: BatchedGraph, emitted: Sequence[OutputEmission], formulas: Mapping[str, str], conversion: Conversion | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the manifest's entries of inputs and outputs, as the files have them.
+
+    Args:
+        batched: The finished graph.
+        emitted: What each output of the model became.
+        formulas: Output -> how it is made.
+        conversion: What the files do in another dtype than their members.
+    """
+    inputs: list[dict[str, Any]] = []
+    for spec in batched.member.specs:
+        is_per_member = spec.name in batched.per_member
+        dims: list[int | str] = [*([batched.n_members] if is_per_member else []), *spec.dims]
+        dtype = spec.dtype if conversion is None else conversion.io_dtype(spec.dtype)
+        inputs.append(_input(spec.name, dtype, dims, is_per_member=is_per_member))
+    if batched.weights_input is not None:
+        inputs.append(_input(WEIGHTS_INPUT, "float32", [batched.n_members], is_optional=True))
+    outputs = []
+    for name, node in zip(names_of(emitted), batched.outputs, strict=False):
+        value = node.meta["val"]
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = [_size(size, batched.member.symbols) for size in value.shape]
+        outputs.append({"name": name, "dtype": dtype, "shape": shape, "formula": formula_of(name, formulas)})
+    return inputs, outputs
+
+
+def _input(
+    name: str, dtype: str, shape: Sequence[int | str], *, is_per_member: bool = False, is_optional: bool = False
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "dtype": dtype,
+        "shape": list(shape),
+        "is_per_member": is_per_member,
+        "is_optional": is_optional,
+    }
+
+
+def _size(size: Any, symbols: Mapping[str, str]) -> int | str:
+    """A number, a dim's name, or an expression of these such as `2*length`."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return re.sub(r"\w+", lambda match: symbols.get(match[0], match[0]), str(size.node.expr))
