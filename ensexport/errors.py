@@ -110,6 +110,12 @@ class ArtifactError(InputRefusedError):
     code = "E_ARTIFACT"
 
 
+class PackageError(InputRefusedError):
+    """A package folder is not what its manifest says, or has no manifest that can be trusted."""
+
+    code = "E_PACKAGE"
+
+
 class DataError(InputRefusedError):
     """A file of inputs and labels cannot be read, or does not fit the artifact."""
 

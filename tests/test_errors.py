@@ -24,6 +24,7 @@ TREE = {
     "UnsafeCheckpointError": (3, "E_UNSAFE_CHECKPOINT"),
     "NonFiniteWeightsError": (3, "E_NONFINITE"),
     "ArtifactError": (3, "E_ARTIFACT"),
+    "PackageError": (3, "E_PACKAGE"),
     "DataError": (3, "E_DATA"),
     "MemoryLimitError": (3, "E_MEMORY"),
     "MemberError": (4, "E_MEMBERS"),
