@@ -228,6 +228,26 @@ def data_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
+def describe_artifacts(files: Sequence[Output], tell: Callable[[int, int], None]) -> list[Artifact]:
+    """Sizes and digests of files that are about to be put in place.
+
+    Args:
+        files: The files.
+        tell: Called as `(done, total)` with bytes.
+    """
+    total, done = sum(file.staged.stat().st_size for file in files), 0
+    found = []
+    for file in files:
+        before = done
+
+        def tell_more(count: int, before: int = before) -> None:
+            tell(before + count, total)
+
+        found.append(describe_artifact(file.staged, file.target, file.kind, tell_more))
+        done += found[-1].size_bytes
+    return found
+
+
 def describe_artifact(staged: Path, target: Path, kind: str, tell: Callable[[int], None]) -> Artifact:
     """Size and digest of a file that is about to be put in place.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ensexport.artifacts import Output, data_file, describe_artifact, for_target, make_metadata, write_artifacts
+from ensexport.artifacts import Output, data_file, describe_artifacts, for_target, make_metadata, write_artifacts
 from ensexport.batching.activations import activation_bytes
 from ensexport.batching.converting import convert, dtype_of
 from ensexport.batching.engine import BatchedGraph, batch_graph
@@ -28,10 +28,10 @@ from ensexport.estimates import Estimate, estimate
 from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
-from ensexport.package.choice import DEFAULT_PACKAGE, PackageChoice
+from ensexport.package.choice import DEFAULT_PACKAGE, PackageChoice, PackagePlan
 from ensexport.package.making import PackageMaking, Proof
 from ensexport.package.planning import plan_outputs
-from ensexport.package.writing import write_package
+from ensexport.package.writing import Contents, write_package
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
@@ -152,8 +152,6 @@ def export(
         ProviderError: The provider is not there.
     """
     targets = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    if not targets:
-        raise UsageError("no output is named.", hint="Add -o ensemble.onnx.")
     request = plan_outputs(targets, package)
     formats = request.formats
     specs = parse_inputs(inputs)
@@ -234,15 +232,14 @@ def export(
                 weights,
                 conversion,
             )
-        if request.packages:
-            with clock.stage("package"):
-                making = PackageMaking(ensemble, batched, emitted, weights, conversion, metadata, opset, provider)
-                contents = making.contents(proof, package, _first_onnx(outputs), lambda _path: False)
         with clock.stage("digest"):
-            artifacts = tuple(_described([o for o in outputs if o.target in request.files], clock))
-            for plan in request.packages:
-                folder = staging.path(plan.target) / plan.inside
-                artifacts += tuple(write_package(plan, folder, contents, functools.partial(clock.tell, "digest")))
+            single = _with_data([output for output in outputs if output.target in request.files])
+            artifacts = tuple(describe_artifacts(list(single), functools.partial(clock.tell, "digest")))
+        if request.packages:
+            making = PackageMaking(ensemble, batched, emitted, weights, conversion, metadata, opset, provider)
+            with clock.stage("package"):
+                contents = making.contents(proof, package, _first_onnx(outputs), lambda _path: False)
+                artifacts += tuple(_packages(request.packages, staging, contents, clock))
         with clock.stage("write"):
             staging.commit()
     warnings = (*(ensemble.warnings if isinstance(ensemble, Members) else ()), *source.notes, *proof.notes)
@@ -257,6 +254,12 @@ def export(
         expected,
         conversion,
     )
+
+
+def _packages(plans: Sequence[PackagePlan], staging: Staging, contents: Contents, clock: Clock) -> Iterator[Artifact]:
+    for plan in plans:
+        tell = functools.partial(clock.tell, "package")
+        yield from write_package(plan, staging.path(plan.target) / plan.inside, contents, tell)
 
 
 def _first_onnx(outputs: Sequence[Output]) -> Path:
@@ -275,22 +278,13 @@ def _dtype_name(member: MemberGraph) -> str:
     return str(dtype_of(state, [node.meta["val"] for node in member.inputs.values()])).removeprefix("torch.")
 
 
-def _described(outputs: Sequence[Output], clock: Clock) -> Iterator[Artifact]:
-    """Every file that is about to be put in place, external data too."""
-    files = [(output.staged, output.target, output.kind) for output in outputs]
+def _with_data(outputs: Sequence[Output]) -> Iterator[Output]:
+    """Every file that is about to be put in place, external data last."""
+    yield from outputs
     for output in outputs:
         data = data_file(output.staged)
         if output.kind == "onnx" and data.exists():
-            files.append((data, data_file(output.target), "onnx_data"))
-    total, done = sum(staged.stat().st_size for staged, _, _ in files), 0
-
-    def tell(count: int) -> None:
-        clock.tell("digest", done + count, total)
-
-    for staged, target, kind in files:
-        artifact = describe_artifact(staged, target, kind, tell)
-        done += artifact.size_bytes
-        yield artifact
+            yield Output("onnx_data", data, data_file(output.target))
 
 
 @dataclass(frozen=True)

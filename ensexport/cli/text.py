@@ -13,6 +13,9 @@ from ensexport.resources import size_text
 MOST_MEMBERS = 40
 """Members that are listed where the list is not the answer."""
 
+_SHOWN = {"package", "onnx", "onnx_data", "torchscript", "pt2"}
+"""Formats of artifacts that are listed: of a package all that is no model is in its manifest."""
+
 
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     """How the proof went."""
@@ -65,7 +68,7 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"
     yield from validation_lines(report["validation"])
     yield "artifacts"
-    for artifact in report["artifacts"]:
+    for artifact in (one for one in report["artifacts"] if one["format"] in _SHOWN):
         yield f"  {show_path(artifact['path'])}  {size_text(artifact['size_bytes'])}  sha256 {artifact['sha256']}"
     times = ", ".join(f"{stage.replace('_', ' ')} {seconds:.1f}" for stage, seconds in report["timings_s"].items())
     yield f"seconds: {times}"

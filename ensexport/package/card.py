@@ -21,8 +21,7 @@ def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {manifest['name'] or 'Ensemble'} of {manifest['n_members']} networks in one graph"
     yield ""
     yield (
-        f"Packed by [ensexport](https://pypi.org/project/ensexport/) {manifest['tool']['version']}: the trained members "
-        "of one architecture run in one call."
+        f"Packed by ensexport {manifest['tool']['version']}: the trained members of one architecture run in one call."
     )
     yield "`ensexport verify` checks this folder: every file's digest, then the samples stored in it."
     yield ""
@@ -74,8 +73,8 @@ def _proof(validation: Mapping[str, Any]) -> Iterator[str]:
     whom = "every member" if validation["members"] == "all" else f"members {', '.join(map(str, validation['members']))}"
     batches = ", ".join(map(str, validation["batches"]))
     yield (
-        f"Compared with {whom}, run one by one in PyTorch in float64{f', at batch {batches}' if batches else ''}. Errors "
-        "are shares of the largest value."
+        f"Compared with {whom}, run one by one in PyTorch in float64{f', at batch {batches}' if batches else ''}. "
+        "Errors are shares of the largest value."
     )
     yield ""
     yield "| file | provider | graph optimisation | output | comparisons | worst error | allowed |"

@@ -56,8 +56,8 @@ class PackageChoice:
             raise UsageError("--name and --labels belong to --layout triton.", hint="Add --layout triton.")
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"cannot use --name {self.name!r}: expected letters, digits, '_', '-' and '.', a letter or digit first.",
-                hint="It becomes the name of a folder and of the model in requests.",
+                f"cannot use --name {self.name!r}: expected letters, digits, '_', '-' and '.'.",
+                hint="It becomes the name of a folder and of the model in requests. Begin with a letter or digit.",
             )
 
     @property

@@ -117,9 +117,7 @@ def sample_entry(folder: str, case: SampleCase) -> dict[str, Any]:
         "source": case.source,
         "expected_from": case.expected_from,
         "batch": case.batch,
-        "inputs": [
-            {"path": f"{folder}/input_{index}.pb", "name": name} for index, name in enumerate(case.inputs)
-        ],
+        "inputs": [{"path": f"{folder}/input_{index}.pb", "name": name} for index, name in enumerate(case.inputs)],
         "outputs": [
             {
                 "path": f"{folder}/output_{index}.pb",
@@ -174,5 +172,3 @@ def make_manifest(
 def formula_of(name: str, formulas: Mapping[str, str]) -> str:
     """How an output is made of the members' outputs y_k."""
     return formulas.get(name, QUANTITIES[MEMBERS].formula)
-
-

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensexport.errors import UsageError
 from ensexport.package.choice import PackageChoice, PackagePlan, is_package_target, plan_packages
 from ensexport.spec import SUFFIX_BY_FORMAT, artifact_format
 from ensexport.staging import Staging
@@ -58,8 +59,10 @@ def plan_outputs(targets: Sequence[Path], choice: PackageChoice) -> OutputPlan:
         choice: What packages are to hold.
 
     Raises:
-        UsageError: A suffix is unknown.
+        UsageError: A suffix is unknown, or there is no output.
     """
+    if not targets:
+        raise UsageError("no output is named.", hint="Add -o ensemble.onnx.")
     files = [path for path in targets if not is_package_target(path)]
     for path in files:
         artifact_format(path)

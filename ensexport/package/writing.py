@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 
-from ensexport.artifacts import data_file, describe_artifact
+from ensexport.artifacts import Output, data_file, describe_artifact, describe_artifacts
 from ensexport.batching.engine import BatchedGraph
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, names_of
 from ensexport.package.card import card_text
+from ensexport.package.cases import SampleCase
 from ensexport.package.choice import PackagePlan
 from ensexport.package.contents import formula_of, sample_entry, validation_entry
 from ensexport.package.manifest import MANIFEST, manifest_text
 from ensexport.package.samples import write_sample
-from ensexport.package.triton import triton_files
-from ensexport.package.cases import SampleCase
 from ensexport.spec import SUFFIX_BY_FORMAT, Artifact, ValidationReport
 from ensexport.staging import writing
 from ensexport.weighting import WEIGHTS_INPUT
@@ -94,13 +93,16 @@ def write_package(
             formats |= _write_triton(plan, folder, manifest, contents)
         (folder / CARD).write_text(card_text(manifest), encoding="utf-8")
         formats[CARD] = "card"
-        files = _described(plan, folder, formats, tell)
-        listed = [{"path": p, "format": f.format, "size_bytes": f.size_bytes, "sha256": f.sha256} for p, f in files]
-        manifest["files"] = listed
+        paths = sorted(formats)
+        files = describe_artifacts([Output(formats[p], folder / p, plan.folder / p) for p in paths], tell)
+        manifest["files"] = [
+            {"path": path, "format": file.format, "size_bytes": file.size_bytes, "sha256": file.sha256}
+            for path, file in zip(paths, files, strict=True)
+        ]
         (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         whole = describe_artifact(folder / MANIFEST, plan.folder / MANIFEST, "manifest", lambda _: None)
-    size = whole.size_bytes + sum(file.size_bytes for _, file in files)
-    return [Artifact(str(plan.folder), "package", size, whole.sha256), *(file for _, file in files), whole]
+    size = whole.size_bytes + sum(file.size_bytes for file in files)
+    return [Artifact(str(plan.folder), "package", size, whole.sha256), *files, whole]
 
 
 def _placed(folder: Path, model: PurePosixPath, kind: str, *, as_folder: bool) -> dict[str, str]:
@@ -121,9 +123,9 @@ def _placed(folder: Path, model: PurePosixPath, kind: str, *, as_folder: bool) -
     return {str(model): kind, str(model.with_name(data.name)): "onnx_data"}
 
 
-def _write_triton(
-    plan: PackagePlan, folder: Path, manifest: Mapping[str, Any], contents: Contents
-) -> dict[str, str]:
+def _write_triton(plan: PackagePlan, folder: Path, manifest: Mapping[str, Any], contents: Contents) -> dict[str, str]:
+    from ensexport.package.triton import triton_files
+
     (kind,) = plan.models
     samples = [case.inputs for case in contents.cases]
     files = triton_files(manifest, kind=kind, name=str(plan.name), samples=samples, labels=contents.labels)
@@ -137,19 +139,6 @@ def _write_triton(
 
 
 _TRITON_FORMATS = {"config.pbtxt": "triton_config", "warmup": "warmup"}
-
-
-def _described(
-    plan: PackagePlan, folder: Path, formats: Mapping[str, str], tell: Callable[[int, int], None]
-) -> list[tuple[str, Artifact]]:
-    total, done = sum((folder / name).stat().st_size for name in formats), 0
-    files = []
-    for name, kind in sorted(formats.items()):
-        before = done
-        file = describe_artifact(folder / name, plan.folder / name, kind, lambda n, before=before: tell(before + n, total))  # type: ignore[misc]
-        done += file.size_bytes
-        files.append((name, file))
-    return files
 
 
 def signature_of(
