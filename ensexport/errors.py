@@ -231,6 +231,12 @@ class OpsetError(ExportError):
     code = "E_OPSET"
 
 
+class TritonError(ExportError):
+    """Triton Inference Server cannot serve the packed file, or not as was asked."""
+
+    code = "E_TRITON"
+
+
 # -- exit 7: output and environment ----------------------------------------------------------------
 
 
