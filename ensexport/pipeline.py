@@ -212,7 +212,7 @@ def export(
             metadata,
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
-            scratch=staging.scratch(targets[0]),
+            scratch=staging.scratch((*request.files, *request.folders)[0]),
             clock=clock,
             external_data=external_data,
         )
@@ -231,6 +231,7 @@ def export(
                 emitted,
                 weights,
                 conversion,
+                needs_probes=bool(request.packages),
             )
         with clock.stage("digest"):
             single = _with_data([output for output in outputs if output.target in request.files])
@@ -441,10 +442,12 @@ def _proven(
     emitted: Sequence[OutputEmission],
     weights: MemberWeights | None,
     conversion: Conversion | None,
+    *,
+    needs_probes: bool,
 ) -> Proof:
     """Compare every file with the loop."""
     chosen = choice.indices(len(source.ensemble))
-    if not chosen:
+    if not chosen and not needs_probes:
         return Proof(ValidationReport((), {}, ()), (_UNPROVEN,))
     batches, left_out = batches_that_fit(batches, source.activation_bytes)
     module = source.ensemble.build(0)
@@ -459,6 +462,8 @@ def _proven(
     )
     release_tensors(module)
     probes = through(found.probes, conversion)
+    if not chosen:
+        return Proof(ValidationReport((), {}, ()), (_UNPROVEN,), probes)
     references = reference_outputs(
         source.ensemble, probes, source.per_member, members=chosen, conversion=conversion, on_progress=clock.tell
     )

@@ -152,6 +152,12 @@ packaging = (
     click.option("--name", metavar="NAME", help="What Triton calls the model."),
     click.option("--labels", metavar="FILE", help="Names of the classes, one a line, for Triton."),
     click.option(
+        "--max-batch-size",
+        type=click.IntRange(0),
+        metavar="INT",
+        help="Rows of the largest batch that Triton makes; default: 64, or what the model takes; 0: no batching.",
+    ),
+    click.option(
         "--no-state",
         is_flag=True,
         help="Leave out of a package the members' tensors that cannot be read back from the graph.",

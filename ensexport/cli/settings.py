@@ -128,6 +128,7 @@ class Settings:
             name=self.values.get("name"),
             labels=None if labels is None else read_labels(self._labels_dir / labels),
             keep_state=not self.values.get("no-state"),
+            max_batch_size=self.values.get("max-batch-size"),
         )
 
     @property

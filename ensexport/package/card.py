@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _MOST_MEMBERS = 100
 
 
-def card_text(manifest: Mapping[str, Any]) -> str:
+def card_text(manifest: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """Return the card as Markdown.
 
     Args:
         manifest: What the package says of itself, all but its files.
+        notes: What a client must know beside it, a sentence each.
     """
-    return "\n".join(_lines(manifest)) + "\n"
+    return "\n".join(_lines(manifest, notes)) + "\n"
 
 
-def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
     yield f"# {manifest['name'] or 'Ensemble'} of {manifest['n_members']} networks in one graph"
     yield ""
     yield (
@@ -37,6 +38,9 @@ def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield "y_k is the output of member k, p_k its softmax, w_k the member's weight (the weights sum to 1)."
     for name, (low, high) in manifest["dims"].items():
         yield f"`{name}` is dynamic: {low} to {'any size' if high is None else high}."
+    if notes:
+        yield ""
+        yield from (f"- {note}" for note in notes)
     yield ""
     yield "## Members"
     yield ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ensexport.errors import UsageError
+from ensexport.package.manifest import is_package
+from ensexport.package.triton_name import check_model_name
 from ensexport.spec import FORMAT_BY_SUFFIX
 
 LAYOUTS = ("folder", "triton")
@@ -17,7 +18,6 @@ _FILES = {
     "folder": {"onnx": "model.onnx", "torchscript": "model.ts", "pt2": "model.pt2"},
     "triton": {"onnx": "1/model.onnx", "torchscript": "1/model.pt"},
 }
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PackageChoice:
         name: What Triton calls the model.
         labels: Names of the classes, in order; for Triton.
         keep_state: Keep the members' tensors that cannot be read back from the graph, for `extract`.
+        max_batch_size: Rows of Triton's largest batch; None chooses, 0 turns batching off.
 
     Raises:
         UsageError: The layout is unknown, has no such format, or lacks a name.
@@ -40,6 +41,7 @@ class PackageChoice:
     name: str | None = None
     labels: tuple[str, ...] | None = None
     keep_state: bool = True
+    max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -52,13 +54,12 @@ class PackageChoice:
                 )
         if self.layout == "triton" and not self.name:
             raise UsageError("--layout triton needs the model's name.", hint="Add --name NAME.")
-        if self.layout != "triton" and (self.name or self.labels):
-            raise UsageError("--name and --labels belong to --layout triton.", hint="Add --layout triton.")
-        if self.name is not None and not _NAME.fullmatch(self.name):
-            raise UsageError(
-                f"cannot use --name {self.name!r}: expected letters, digits, '_', '-' and '.'.",
-                hint="It becomes the name of a folder and of the model in requests. Begin with a letter or digit.",
-            )
+        own = {"--name": self.name, "--labels": self.labels, "--max-batch-size": self.max_batch_size}
+        given = [option for option, value in own.items() if value is not None]
+        if self.layout != "triton" and given:
+            raise UsageError(f"{given[0]} belongs to --layout triton.", hint="Add --layout triton.")
+        if self.name is not None:
+            check_model_name(self.name)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -120,7 +121,12 @@ def plan_packages(path: Path, choice: PackageChoice) -> list[PackagePlan]:
     Args:
         path: The output as the user named it.
         choice: What to make.
+
+    Raises:
+        UsageError: A model repository is to be made in a package.
     """
+    if choice.layout == "triton" and is_package(path):
+        raise UsageError(f"'{path}' is a package, not a model repository.", hint="Name another folder with -o.")
     files = _FILES[choice.layout]
     if choice.layout == "folder":
         models = {kind: PurePosixPath(files[kind]) for kind in choice.kinds}

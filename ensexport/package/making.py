@@ -16,6 +16,7 @@ from ensexport.package.cases import SampleCase, make_cases
 from ensexport.package.choice import PackageChoice
 from ensexport.package.contents import make_manifest
 from ensexport.package.samples import DTYPES
+from ensexport.package.triton import ServingOptions
 from ensexport.package.writing import Contents, signature_of
 from ensexport.probes import Probe
 from ensexport.references import Reference
@@ -89,7 +90,14 @@ class PackageMaking:
         )
         can_store = all(entry["dtype"] in DTYPES for entry in (*inputs, *outputs))
         cases = self._cases(proof, model) if can_store and proof.probes else []
-        return Contents(manifest, proof.report, cases, write_state if choice.keep_state else _nothing, choice.labels)
+        return Contents(
+            manifest,
+            proof.report,
+            cases,
+            write_state if choice.keep_state else _nothing,
+            choice.labels,
+            ServingOptions(max_batch_size=choice.max_batch_size),
+        )
 
     def _members(self) -> list[dict[str, Any]]:
         """The metadata's records, and where in its file each member lay."""

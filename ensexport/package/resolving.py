@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ensexport.errors import UsageError
-from ensexport.package.manifest import MODEL_FORMATS, is_package, read_manifest
+from ensexport.package.manifest import MODEL_FORMATS, read_manifest
 from ensexport.spec import FORMAT_BY_SUFFIX, artifact_format
 
 
@@ -19,7 +19,7 @@ def artifact_files(artifact: str | Path) -> list[str]:
         UsageError: The suffix is unknown, or the package holds no file that can be loaded by its suffix.
         PackageError: The package's manifest cannot be used.
     """
-    if not is_package(artifact):
+    if not Path(artifact).is_dir():
         artifact_format(artifact)
         return [str(artifact)]
     listed = {entry["path"]: entry["format"] for entry in read_manifest(artifact)["files"]}

@@ -15,7 +15,6 @@ choices.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +24,12 @@ from ensexport.errors import UsageError
 from ensexport.package.pbtxt import Enum, Message, Value, map_entry, write_message
 from ensexport.package.triton_batching import Batching, decide_batching
 from ensexport.package.triton_labels import label_files
+from ensexport.package.triton_name import check_model_name
 from ensexport.package.triton_tensors import KINDS, Tensor, read_tensors
 from ensexport.package.triton_warmup import Array, warmup_fields
 
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _BACKENDS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "torchscript": ("pytorch_libtorch", "pytorch")}
 _FILES = {"onnx": "model.onnx", "torchscript": "model.pt"}
 _INSTANCES = {"portable": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU", "tensorrt": "KIND_GPU"}
@@ -82,20 +81,6 @@ class TritonFiles:
     files: Mapping[str, bytes]
     max_batch_size: int
     notes: tuple[str, ...]
-
-
-def check_model_name(name: str) -> str:
-    """Return a name that can be a folder's, part of a URL, and the `name` in the configuration, which must be equal.
-
-    Raises:
-        UsageError: It cannot.
-    """
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"cannot name a Triton model {name!r}: expected letters, digits, '_', '-' and '.', at most 128.",
-            hint="Write --name fraud.",
-        )
-    return name
 
 
 def model_places(kind: str, *, has_external_data: bool = False) -> dict[str, str]:

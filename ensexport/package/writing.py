@@ -20,6 +20,7 @@ from ensexport.package.choice import PackagePlan
 from ensexport.package.contents import formula_of, sample_entry, validation_entry
 from ensexport.package.manifest import MANIFEST, manifest_text
 from ensexport.package.samples import write_sample
+from ensexport.package.triton import DEFAULTS, ServingOptions, file_format, model_places, triton_files
 from ensexport.spec import SUFFIX_BY_FORMAT, Artifact, ValidationReport
 from ensexport.staging import writing
 from ensexport.weighting import WEIGHTS_INPUT
@@ -39,6 +40,7 @@ class Contents:
         write_state: Writes the members' tensors that cannot be read back from the graph into a file; returns False
             and writes nothing where there are none.
         labels: Names of the classes, for Triton.
+        serving: How Triton is to serve the model.
     """
 
     manifest: Mapping[str, Any]
@@ -46,6 +48,7 @@ class Contents:
     cases: Sequence[SampleCase]
     write_state: Callable[[Path], bool]
     labels: Sequence[str] | None = None
+    serving: ServingOptions = DEFAULTS
 
 
 def write_package(
@@ -64,12 +67,12 @@ def write_package(
 
     Raises:
         OutputError: The system refuses.
-        ModelOutputError: Triton has no dtype for an input or output.
+        TritonError: Triton cannot serve the model, or not as was asked.
     """
     formats: dict[str, str] = {}
     with writing(plan.folder):
         for kind, model in plan.models.items():
-            formats |= _placed(folder, model, kind, as_folder=plan.layout == "triton")
+            formats |= _placed(folder, model, kind, is_triton=plan.layout == "triton")
         models = {kind: name for name, kind in formats.items() if kind in plan.models}
         entries = []
         for index, case in enumerate(contents.cases):
@@ -89,56 +92,57 @@ def write_package(
         }
         if "onnx" not in plan.models:
             manifest["opset"] = None
+        notes: tuple[str, ...] = ()
         if plan.layout == "triton":
-            formats |= _write_triton(plan, folder, manifest, contents)
-        (folder / CARD).write_text(card_text(manifest), encoding="utf-8")
+            files, notes = _write_triton(plan, folder, manifest, contents)
+            formats |= files
+        (folder / CARD).write_text(card_text(manifest, notes), encoding="utf-8")
         formats[CARD] = "card"
         paths = sorted(formats)
-        files = describe_artifacts([Output(formats[p], folder / p, plan.folder / p) for p in paths], tell)
+        described = describe_artifacts([Output(formats[p], folder / p, plan.folder / p) for p in paths], tell)
         manifest["files"] = [
             {"path": path, "format": file.format, "size_bytes": file.size_bytes, "sha256": file.sha256}
-            for path, file in zip(paths, files, strict=True)
+            for path, file in zip(paths, described, strict=True)
         ]
         (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         whole = describe_artifact(folder / MANIFEST, plan.folder / MANIFEST, "manifest", lambda _: None)
-    size = whole.size_bytes + sum(file.size_bytes for file in files)
-    return [Artifact(str(plan.folder), "package", size, whole.sha256), *files, whole]
+    size = whole.size_bytes + sum(file.size_bytes for file in described)
+    return [Artifact(str(plan.folder), "package", size, whole.sha256), *described, whole]
 
 
-def _placed(folder: Path, model: PurePosixPath, kind: str, *, as_folder: bool) -> dict[str, str]:
-    """Paths of a model and its external data, which Triton wants in a folder that is called like the model."""
-    path, data = folder / model, data_file(folder / model)
-    staged = path.with_suffix(SUFFIX_BY_FORMAT[kind])
-    if staged != path:
-        staged.rename(path)
-    if kind != "onnx" or not data.exists():
-        return {str(model): kind}
-    if as_folder:
-        aside = path.with_name("model")
-        path.rename(aside)
-        path.mkdir()
-        aside.rename(path / model.name)
-        data.rename(path / data.name)
-        return {str(model / model.name): kind, str(model / data.name): "onnx_data"}
-    return {str(model): kind, str(model.with_name(data.name)): "onnx_data"}
-
-
-def _write_triton(plan: PackagePlan, folder: Path, manifest: Mapping[str, Any], contents: Contents) -> dict[str, str]:
-    from ensexport.package.triton import triton_files
-
-    (kind,) = plan.models
-    samples = [case.inputs for case in contents.cases]
-    files = triton_files(manifest, kind=kind, name=str(plan.name), samples=samples, labels=contents.labels)
+def _placed(folder: Path, model: PurePosixPath, kind: str, *, is_triton: bool) -> dict[str, str]:
+    """Move a model and its external data to where they belong; returns the formats of the files."""
+    path = (folder / model).with_suffix(SUFFIX_BY_FORMAT[kind])
+    data = data_file(path)
+    has_data = kind == "onnx" and data.exists()
+    formats = {str(model): kind} | ({str(model.with_name(data.name)): "onnx_data"} if has_data else {})
+    if not is_triton:
+        return formats
+    aside = path.with_name("aside")
+    aside.mkdir()
+    for file in (path, data) if has_data else (path,):
+        file.rename(aside / file.name)
     formats = {}
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        formats[name] = _TRITON_FORMATS.get(name.partition("/")[0], "labels")
+    for name, place in model_places(kind, has_external_data=has_data).items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).rename(folder / place)
+        formats[place] = "onnx_data" if name.endswith(".data") else kind
+    aside.rmdir()
     return formats
 
 
-_TRITON_FORMATS = {"config.pbtxt": "triton_config", "warmup": "warmup"}
+def _write_triton(
+    plan: PackagePlan, folder: Path, manifest: Mapping[str, Any], contents: Contents
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write what Triton reads beside the model; returns the formats of the files, and what a client must know."""
+    (kind,) = plan.models
+    samples = contents.cases[0].inputs if contents.cases else {}
+    made = triton_files(manifest, samples, kind=kind, labels=contents.labels, options=contents.serving)
+    for name, data in made.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return {name: file_format(name) for name in made.files}, made.notes
 
 
 def signature_of(
