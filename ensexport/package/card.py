@@ -36,7 +36,7 @@ def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
         yield f"| `{entry['name']}` | {entry['dtype']} | {_shape(entry['shape'])} | output: {_cell(entry['formula'])} |"
     yield ""
     yield "y_k is the output of member k, p_k its softmax, w_k the member's weight (the weights sum to 1)."
-    for name, (low, high) in manifest["dims"].items():
+    for name, (low, high) in sorted(manifest["dims"].items()):
         yield f"`{name}` is dynamic: {low} to {'any size' if high is None else high}."
     if notes:
         yield ""
@@ -65,7 +65,7 @@ def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
     yield ""
     yield "## Made with"
     yield ""
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["libraries"].items()))
     opset = f", opset {manifest['opset']}" if manifest["opset"] else ""
     yield f"{versions}; for {manifest['plan']['target']}, strategy {manifest['plan']['strategy']}{opset}."
 

@@ -23,7 +23,6 @@ from ensexport.spec import Check, Tolerance
 from ensexport.weighting import MemberWeights
 
 _MAX_BYTES = 16_000_000  # of a case that is not the first
-_COUNT = 2
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,9 @@ def make_cases(
 def _chosen(probes: Sequence[Probe]) -> list[int]:
     """A small batch of several rows first, then the largest; of the first seed, with dims as the model usually has."""
     usual = [n for n, probe in enumerate(probes) if not probe.is_extreme and probe.seed == probes[0].seed]
-    ordered = sorted(usual, key=lambda n: ((probes[n].batch or 0) < 2, probes[n].batch or 0))
-    return list(dict.fromkeys((ordered[0], ordered[-1])))[:_COUNT] if ordered else []
+    several = [n for n in usual if (probes[n].batch or 0) > 1] or usual
+    sizes = sorted(several, key=lambda n: probes[n].batch or 0)
+    return list(dict.fromkeys((sizes[0], sizes[-1])))
 
 
 @dataclass(frozen=True)

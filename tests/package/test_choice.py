@@ -15,10 +15,11 @@ BAD = {
     "layout": ({"layout": "zip"}, "unknown --layout 'zip': expected one of folder, triton"),
     "pt2-in-triton": ({"layout": "triton", "name": "a", "formats": ("pt2",)}, "--layout triton has no place for 'pt2'"),
     "no-name": ({"layout": "triton"}, "--layout triton needs the model's name"),
-    "name-alone": ({"name": "a"}, "--name and --labels belong to --layout triton"),
-    "labels-alone": ({"labels": ("a",)}, "--name and --labels belong to --layout triton"),
-    "slash": ({"layout": "triton", "name": "a/b"}, "cannot use --name 'a/b': expected letters, digits"),
-    "dots": ({"layout": "triton", "name": ".."}, "cannot use --name '..'"),
+    "name-alone": ({"name": "a"}, "--name belongs to --layout triton"),
+    "labels-alone": ({"labels": ("a",)}, "--labels belongs to --layout triton"),
+    "batch-alone": ({"max_batch_size": 0}, "--max-batch-size belongs to --layout triton"),
+    "slash": ({"layout": "triton", "name": "a/b"}, "cannot name a Triton model 'a/b': expected letters, digits"),
+    "dots": ({"layout": "triton", "name": ".."}, "cannot name a Triton model '..'"),
 }
 
 
