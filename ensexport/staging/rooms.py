@@ -11,6 +11,7 @@ Source: flock(2), proc_sys_kernel_random(5) for boot_id.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -33,6 +34,7 @@ _NAME = re.compile(rf"{re.escape(_PREFIX)}([0-9a-f]{{8}})([0-9a-f]{{8}})[0-9a-f]
 _FOLDER_ONLY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 _listeners: list[Callable[[Path], None]] = []
+_living: list[Room] = []  # of this process
 
 
 def tell_folders(listener: Callable[[Path], None]) -> None:
@@ -54,6 +56,8 @@ class Room:
         self.path = Path(os.path.abspath(parent), f"{_PREFIX}{machine}{secrets.token_hex(8)}")
         self.is_locked = is_locked
         self._descriptor: int | None = None
+        self._process = os.getpid()
+        _living.append(self)
         for listener in _listeners:
             listener(self.path)
 
@@ -79,7 +83,9 @@ class Room:
         return True
 
     def remove(self) -> None:
-        """Remove it, and what is in it."""
+        """Remove it, and what is in it; in a fork of the process that made it, do nothing."""
+        if os.getpid() != self._process:
+            return
         try:
             _remove_tree(self.path)
         finally:
@@ -88,7 +94,7 @@ class Room:
                     _open_up(self.path)
                     _remove_tree(self.path)
             finally:
-                self._unlock()
+                self._end()
 
     def keep(self) -> Path:
         """Give it a name under which no other run removes it, if that can be done; returns its path."""
@@ -96,10 +102,12 @@ class Room:
         with contextlib.suppress(OSError):
             os.rename(self.path, kept)
             self.path = kept
-            self._unlock()
+            self._end()
         return self.path
 
-    def _unlock(self) -> None:
+    def _end(self) -> None:
+        if self in _living:
+            _living.remove(self)
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -123,6 +131,13 @@ def make_room(parent: Path, note: Callable[[Room], None]) -> None:
             return
         room.remove()
         is_locked = room.is_locked
+
+
+@atexit.register
+def remove_rooms() -> None:
+    """Remove what this process has staged and not removed: a signal may raise its exception on the way to that."""
+    for room in list(_living):
+        room.remove()
 
 
 def clear_stale(parent: Path) -> None:

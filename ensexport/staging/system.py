@@ -57,7 +57,7 @@ def check_writable(parent: Path, target: Path) -> None:
 def rename_new(source: Path, target: Path) -> None:
     """Rename to a name that is free.
 
-    Where the system has no such call, it is looked first; a plain rename of a folder then replaces an empty one at most.
+    Where the system has no such call, it is looked first, and a plain rename of a folder replaces an empty one at most.
 
     Raises:
         FileExistsError: It is not free.
@@ -74,7 +74,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def renameat2(source: Path, target: Path, flags: int) -> None:
-    """Rename with flags, as renameat2(2) of Linux does.
+    """Rename with the flags of Linux.
 
     Raises:
         OSError: The system refuses; ENOSYS where it has no such call.
