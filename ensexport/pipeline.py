@@ -29,6 +29,7 @@ from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
+from ensexport.recipe.making import make_recipe
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -201,6 +202,7 @@ def export(
             batched,
             _States(source),
             make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
+            | make_recipe(batched, fills_buffers=source.fills_buffers)
             | _chosen(choice, len(ensemble)),
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
