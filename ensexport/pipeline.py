@@ -33,6 +33,7 @@ from ensexport.package.making import PackageMaking, Proof
 from ensexport.package.planning import plan_outputs
 from ensexport.package.writing import Contents, write_package
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
+from ensexport.recipe.making import make_recipe
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -204,7 +205,7 @@ def export(
         batched = add_heads(for_target(batched, target), emitted, weights)
         outputs = request.outputs(staging)
         metadata = make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
-        metadata |= _chosen(choice, len(ensemble))
+        metadata |= make_recipe(batched, fills_buffers=source.fills_buffers) | _chosen(choice, len(ensemble))
         write_artifacts(
             outputs,
             batched,

@@ -1,0 +1,28 @@
+"""A batched graph -> the recipe that its files carry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ensexport.batching.engine import BatchedGraph
+from ensexport.errors import ExportError
+from ensexport.recipe.coding import KEY, encode
+from ensexport.recipe.weights import weights_to_json
+
+
+def make_recipe(batched: BatchedGraph, *, fills_buffers: bool) -> dict[str, str]:
+    """Return the entry of a file's metadata that holds its recipe.
+
+    What cannot be written is left out, and the recipe says why: such a file is as good as any, but no member of it
+    can be swapped.
+
+    Args:
+        batched: The graph, as it is written.
+        fills_buffers: Does the architecture fill buffers when it is called first?
+    """
+    recipe: dict[str, Any] = {}
+    try:
+        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers)
+    except ExportError as error:
+        recipe["no_weights"] = error.message
+    return {KEY: encode(recipe)}
