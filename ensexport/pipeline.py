@@ -29,6 +29,9 @@ from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
+from ensexport.recipe.coding import KEY, encode
+from ensexport.recipe.member import member_recipe
+from ensexport.recipe.own_tensors import OwnTensors, own_tensors
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -201,7 +204,8 @@ def export(
             batched,
             _States(source),
             make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
-            | _chosen(choice, len(ensemble)),
+            | _chosen(choice, len(ensemble))
+            | _recipe(source, batched, conversion),
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
             scratch=staging.scratch(targets[0]),
@@ -284,6 +288,7 @@ class _Source:
     notes: Sequence[str]
     names: tuple[str, ...]
     fills_buffers: bool
+    own: OwnTensors
 
     def activation_bytes(self, batch: int) -> int:
         """What the activations of all members take at a batch size, as a runtime needs it."""
@@ -324,9 +329,10 @@ def _captured(
     member = capture_member(module, specs, example)
     ranges, notes = accepted_ranges(module, member, example)
     names = _output_names(output_names, tuple(example.outputs), specs)
+    own = own_tensors(ensemble, module, set(member.state.values()), fills_buffers=fills_buffers)
     member.forget_weights()
     release_tensors(module)
-    return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
+    return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers, own)
 
 
 def _member_bytes(ensemble: Ensemble | Members) -> int:
@@ -497,6 +503,11 @@ def _partly(choice: MemberChoice, chosen: Sequence[int], n_members: int) -> Iter
 def _chosen(choice: MemberChoice, n_members: int) -> dict[str, list[int]]:
     """What a file says of members that were to be compared, where that is not all."""
     return {} if choice.is_all else {"validated_members": list(choice.indices(n_members))}
+
+
+def _recipe(source: _Source, batched: BatchedGraph, conversion: Conversion | None) -> dict[str, str]:
+    """How members are taken out of the file again."""
+    return {KEY: encode({"member": member_recipe(batched, conversion, source.own, source.example.sizes)})}
 
 
 def _few_batches(checks: Sequence[Check], probes: Sequence[Probe]) -> Iterator[str]:
