@@ -29,8 +29,7 @@ from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
-from ensexport.recipe.coding import KEY, encode
-from ensexport.recipe.member import member_recipe
+from ensexport.recipe.making import make_recipe
 from ensexport.recipe.own_tensors import OwnTensors, own_tensors
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
@@ -204,8 +203,14 @@ def export(
             batched,
             _States(source),
             make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
-            | _chosen(choice, len(ensemble))
-            | _recipe(source, batched, conversion),
+            | make_recipe(
+                batched,
+                fills_buffers=source.fills_buffers,
+                conversion=conversion,
+                own=source.own,
+                sizes=source.example.sizes,
+            )
+            | _chosen(choice, len(ensemble)),
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
             scratch=staging.scratch(targets[0]),
@@ -503,11 +508,6 @@ def _partly(choice: MemberChoice, chosen: Sequence[int], n_members: int) -> Iter
 def _chosen(choice: MemberChoice, n_members: int) -> dict[str, list[int]]:
     """What a file says of members that were to be compared, where that is not all."""
     return {} if choice.is_all else {"validated_members": list(choice.indices(n_members))}
-
-
-def _recipe(source: _Source, batched: BatchedGraph, conversion: Conversion | None) -> dict[str, str]:
-    """How members are taken out of the file again."""
-    return {KEY: encode({"member": member_recipe(batched, conversion, source.own, source.example.sizes)})}
 
 
 def _few_batches(checks: Sequence[Check], probes: Sequence[Probe]) -> Iterator[str]:

@@ -10,6 +10,7 @@ one. Reading is for files of strangers, see `graph_ops`.
 
 from __future__ import annotations
 
+import keyword
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -186,7 +187,7 @@ def _field(data: Any, name: str, kind: type) -> Any:
 
 
 def _identifier(name: str) -> str:
-    if not name.isidentifier() or len(name) > 200:
+    if not name.isidentifier() or keyword.iskeyword(name) or len(name) > 200:
         raise ArtifactError(f"cannot read a graph: {name[:80]!r} is no name.")
     return name
 

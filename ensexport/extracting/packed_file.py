@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
+from ensexport.artifacts import RENAMED_KEY
 from ensexport.batching.weights import PackedWeight
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json, hidden_of
@@ -171,6 +172,7 @@ class Pieces:
 
     def __init__(self, file: PackedFile, recipe: MemberRecipe, member_index: int) -> None:
         self._places = find_places(file.path).initializers
+        self._renamed: Mapping[str, str] = file.metadata.get(RENAMED_KEY, {})
         self._recipe, self._file, self._member_index = recipe, file, member_index
 
     def __len__(self) -> int:
@@ -180,7 +182,7 @@ class Pieces:
     def visit(self, member_index: int, use: Callable[[Mapping[str, torch.Tensor]], None]) -> None:
         """Call `use` with the pieces that the member's graph reads."""
         assert self._recipe.graph is not None
-        use(self.read(self._recipe.graph.weights.module.graph))
+        use(self.read(self._recipe.graph.weights.graph))
 
     def read(self, graph: Any) -> dict[str, torch.Tensor]:
         """Read the pieces that a recovery graph takes.
@@ -208,7 +210,7 @@ class Pieces:
 
     def _found(self, holders: Iterable[PackedWeight]) -> Iterable[tuple[PackedWeight, Place, torch.dtype]]:
         for weight in holders:
-            place = self._places.get(weight.name) or self._places.get(f"{weight.name}_value")
+            place = self._places.get(self._renamed.get(weight.name, weight.name))
             if place is not None:
                 try:
                     dtype = to_torch_dtype(ir.DataType(place.data_type))

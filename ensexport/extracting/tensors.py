@@ -78,7 +78,7 @@ def write_state(path: Path, state: OwnState) -> None:
 
 
 def _from_pieces(file: PackedFile, recipe: MemberRecipe, member_index: int) -> dict[str, torch.Tensor]:
-    pieces = Pieces(file, recipe, member_index).read(recipe.state.module.graph)
+    pieces = Pieces(file, recipe, member_index).read(recipe.state.graph)
     names = {weight.piece: weight.name for weight in recipe.state.packed}
     results = {names[index]: piece for index, piece in recipe.state.pieces(pieces) if index in names}
     dtypes = recipe.dtypes.get(member_index, {})

@@ -1,1 +1,1 @@
-"""What an artifact carries so that its members can be taken out and replaced without checkpoints and model code."""
+"""What a file carries about how its weights were made, so that a member can be taken out of it or put into it."""

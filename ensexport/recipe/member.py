@@ -24,7 +24,7 @@ from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.dtypes import Conversion
 from ensexport.errors import ArtifactError, ExportError
 from ensexport.recipe.own_tensors import OwnTensors
-from ensexport.recipe.recovery import PIECE, Recovered, pieces_of, recover_state, recover_weights
+from ensexport.recipe.recovery import PIECE, Holder, Recovered, pieces_of, recover_state, recover_weights
 from ensexport.recipe.symbols import Ranges, symbolic_program
 from ensexport.spec import Plan, TensorSpec
 
@@ -79,7 +79,7 @@ def member_recipe(
         one, weights = _one(batched, conversion)
         written |= {
             "graph": graph_to_json(one.graph),
-            "recovery": graph_to_json(weights.program.module.graph),
+            "recovery": graph_to_json(weights.program.graph),
             "weights": [[weight.name, weight.piece] for weight in weights.program.packed],
         }
         programs.append(weights.program)
@@ -114,7 +114,7 @@ def _state_to_json(state: Recovered, batched: BatchedGraph, own: OwnTensors) -> 
     dtypes = {
         str(index): {name: dtype_name(dtype) for name, dtype in kinds.items()} for index, kinds in own.dtypes.items()
     }
-    return {"graph": graph_to_json(state.program.module.graph), "tensors": tensors, "dtypes": dtypes}
+    return {"graph": graph_to_json(state.program.graph), "tensors": tensors, "dtypes": dtypes}
 
 
 def kept_names(recipe: Json) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def kept_names(recipe: Json) -> tuple[str, ...]:
 
 def why_lost(leaf: str, program: WeightProgram) -> str:
     """Say why a state tensor is not among a file's pieces."""
-    graph = program.module.graph
+    graph = program.graph
     source = next((node for node in graph.nodes if node.meta.get("leaf") == leaf), None)
     if source is None:
         return "nothing in the graph reads it"
@@ -184,7 +184,7 @@ def read_member_recipe(
     state = _field(recipe, "state", dict)
     program = _program(_field(state, "graph", dict))
     tensors = _field(state, "tensors", dict)
-    results = _results(program.module.graph)
+    results = _results(program.graph)
     tied, packed, lost = {}, {}, {}
     for name, entry in tensors.items():
         at = entry.get("at") if isinstance(entry, dict) else None
@@ -233,7 +233,7 @@ def _graph(recipe: Json, specs: Sequence[TensorSpec], ranges: Ranges, outputs: S
     inputs = placeholders[len(names) :]
     if len(inputs) != len(specs) or len(_results(graph)) != len(outputs):
         raise ArtifactError("cannot read the file's recipe: its graph has other inputs or outputs than the file.")
-    results, packed = _results(recovery.module.graph), []
+    results, packed = _results(recovery.graph), []
     for node, entry in zip(placeholders, names, strict=False):
         name, place = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         fake, made = node.meta["val"], _item(results, place).meta["val"]
@@ -266,7 +266,7 @@ def _program(data: Json) -> WeightProgram:
             raise ArtifactError("cannot read the file's recipe: a piece has no shape.")
     for leaf in leaves:
         piece_number(leaf)
-    return WeightProgram(fx.GraphModule(torch.nn.Module(), graph), leaves, {}, ())
+    return WeightProgram(Holder(graph), leaves, {}, ())
 
 
 def _results(graph: fx.Graph) -> tuple[fx.Node, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensexport.batching.builder import GraphBuilder
@@ -49,6 +49,14 @@ class Recovered:
     lost: tuple[str, ...]
 
 
+class Holder(nn.Module):
+    """A graph and nothing else: no code is generated of it."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+
 def recover_weights(wanted: WeightProgram, held: WeightProgram, fake_mode: FakeTensorMode) -> Recovered:
     """Make the pieces of one program of those of another.
 
@@ -58,7 +66,7 @@ def recover_weights(wanted: WeightProgram, held: WeightProgram, fake_mode: FakeT
         fake_mode: That of the graphs' fake values.
     """
     search = _Search(held, fake_mode, is_exact=False)
-    pieces = cast(tuple[fx.Node, ...], wanted.module.graph.output_node().args[0])
+    pieces = cast(tuple[fx.Node, ...], wanted.graph.output_node().args[0])
     nodes = [search.computed(piece) for piece in pieces]
     places = {index: place for place, index in enumerate(i for i, node in enumerate(nodes) if node is not None)}
     packed = tuple(replace(w, piece=places[w.piece]) for w in wanted.packed if w.piece in places)
@@ -137,7 +145,7 @@ class _Search:
         self._forms = _Forms()
         self._known: dict[int, fx.Node | None] = {}
         self._is_exact = is_exact
-        pieces = cast(tuple[fx.Node, ...], held.module.graph.output_node().args[0])
+        pieces = cast(tuple[fx.Node, ...], held.graph.output_node().args[0])
         for index, weights in sorted(pieces_of(held).items()):
             piece = pieces[index]
             if is_exact and weights[0].dtype != piece.meta["val"].dtype:
@@ -145,7 +153,7 @@ class _Search:
             leaf = self._builder.placeholder(PIECE.format(index), piece.meta["val"])
             leaf.meta["leaf"] = PIECE.format(index)
             self._unpack(piece, leaf)
-        for node in reversed(held.module.graph.nodes):
+        for node in reversed(held.graph.nodes):
             self._join(node)
 
     def leaf(self, name: str) -> fx.Node | None:
@@ -167,7 +175,7 @@ class _Search:
         for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
             graph.erase_node(node)
         leaves = tuple(node.meta["leaf"] for node in graph.nodes if node.op == "placeholder")
-        return WeightProgram(fx.GraphModule(torch.nn.Module(), graph), leaves, {}, packed)
+        return WeightProgram(Holder(graph), leaves, {}, packed)
 
     def _applied(self, node: fx.Node) -> fx.Node | None:
         new = {arg: self.computed(arg) for arg in node.all_input_nodes}

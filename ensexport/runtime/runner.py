@@ -98,6 +98,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
         from ensexport.runtime.torch_runner import read_torch_metadata
 
         text = read_torch_metadata(path)
+    return check_metadata(text, path)
+
+
+def check_metadata(text: str, path: Path) -> dict[str, Any]:
+    """Return what a file's metadata says, from its text.
+
+    Args:
+        text: The metadata as the file holds it; empty if it has none.
+        path: The file, for messages.
+
+    Raises:
+        ArtifactError: It was not written by ensexport.
+    """
     hint = "Give a file that ensexport packed."
     if not text:
         raise ArtifactError(f"cannot use '{path}': it carries no ensexport metadata.", hint=hint)
