@@ -18,30 +18,11 @@ from ensexport.package.contents import make_manifest
 from ensexport.package.samples import DTYPES
 from ensexport.package.triton import ServingOptions
 from ensexport.package.writing import Contents, signature_of
-from ensexport.probes import Probe
-from ensexport.references import Reference
+from ensexport.proving import Proof
 from ensexport.runtime import open_runners
-from ensexport.spec import ValidationReport
 from ensexport.stacking import Ensemble
 from ensexport.targets.onnx import DEFAULT_OPSET
 from ensexport.weighting import MemberWeights
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How the files were compared with the loop.
-
-    Attributes:
-        report: Every comparison.
-        notes: What the user should know of it.
-        probes: The inputs; none where nothing was to be compared.
-        references: What the members return, a list a member that was compared.
-    """
-
-    report: ValidationReport
-    notes: tuple[str, ...]
-    probes: Sequence[Probe] = ()
-    references: Sequence[Sequence[Reference]] = ()
 
 
 @dataclass(frozen=True)
