@@ -130,7 +130,7 @@ class FileMove(Move):
 
     def _mark_of(self, path: Path) -> list[int]:
         status = os.lstat(path)
-        return [status.st_ino, status.st_size, status.st_mtime_ns]
+        return [status.st_ino, status.st_size]  # network file systems round times, or set them later
 
     def _in_the_way(self) -> OutputError:
         return in_the_way(self.target, _APPEARED if self.is_target else "")
