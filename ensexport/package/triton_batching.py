@@ -65,7 +65,7 @@ def decide_batching(
     if asked == 0:
         return Batching(0, "max_batch_size 0 was asked for")
     required = [tensor for tensor in inputs if not tensor.is_optional]
-    reason = _obstacle([*required, *outputs], dims, n_members)
+    reason = _obstacle([*required, *outputs], dims, n_members) if required else "no input has to be given"
     if reason and asked is not None:
         raise TritonError(
             f"cannot serve batches of {asked} with Triton: {reason}.", hint="Leave max_batch_size out, or give 0."
@@ -96,8 +96,6 @@ def _obstacle(tensors: Sequence[Tensor], dims: Mapping[str, Sequence[int | None]
         batch = str(first)
         if any(isinstance(dim, str) and batch in re.findall(r"\w+", dim) for dim in others):
             return f"{tensor} has '{batch}' twice, so that its rows depend on one another"
-    if not batch:
-        return "the model has no input"
     smallest = dims[batch][0] or 0
     return f"the model takes '{batch}' from {smallest} on, and Triton makes batches of 1" if smallest > 1 else ""
 

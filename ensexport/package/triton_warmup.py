@@ -1,7 +1,9 @@
 """Requests that Triton runs before it calls a model ready, made of a stored sample.
 
-A server whose largest batch does not fit its memory then fails when it starts, not under load, and TensorRT builds its
-engine for all batch sizes between the smallest and the largest at once.
+A server whose largest batch does not fit its memory then fails when it starts, not under load, and TensorRT has built
+its engine for all batch sizes between the smallest and the largest before the first request: it widens the engine's
+range when it meets a size beyond it
+(https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html#explicit-shape-range).
 
 Source: ModelWarmup in https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto, and
 GenerateWarmupData in https://github.com/triton-inference-server/core/blob/main/src/backend_model_instance.cc: files lie
