@@ -48,13 +48,16 @@ def command(obj: Invocation, /, artifact: str, checkpoint: str, member: int, out
     """
     settings = Settings(typed, config, [checkpoint])
     loading = settings.loading()
-    artifact_format(artifact)
-    Staging([Path(output)], force=force)
+    is_package = Path(artifact).is_dir()
+    if not is_package:
+        artifact_format(artifact)
+    Staging([] if is_package else [Path(output)], folders=[Path(output)] if is_package else [], force=force)
     find_checkpoints([checkpoint])
     with obj.working() as listen:
+        from ensexport.swapping.package import swap_package
         from ensexport.swapping.run import swap
 
-        report = swap(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
+        report = (swap_package if is_package else swap)(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
                       provider=settings.provider, force=force, on_stage=listen).to_dict()  # fmt: skip
     settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]

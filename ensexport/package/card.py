@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _MOST_MEMBERS = 100
 
 
-def card_text(manifest: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+def card_text(manifest: Mapping[str, Any]) -> str:
     """Return the card as Markdown.
 
     Args:
         manifest: What the package says of itself, all but its files.
-        notes: What a client must know beside it, a sentence each.
     """
-    return "\n".join(_lines(manifest, notes)) + "\n"
+    return "\n".join(_lines(manifest)) + "\n"
 
 
-def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
+def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {manifest['name'] or 'Ensemble'} of {manifest['n_members']} networks in one graph"
     yield ""
     yield (
@@ -38,9 +37,9 @@ def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
     yield "y_k is the output of member k, p_k its softmax, w_k the member's weight (the weights sum to 1)."
     for name, (low, high) in sorted(manifest["dims"].items()):
         yield f"`{name}` is dynamic: {low} to {'any size' if high is None else high}."
-    if notes:
+    if manifest["notes"]:
         yield ""
-        yield from (f"- {note}" for note in notes)
+        yield from (f"- {note}" for note in manifest["notes"])
     yield ""
     yield "## Members"
     yield ""
@@ -54,7 +53,11 @@ def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
     yield ""
     yield "## Proof"
     yield ""
-    yield from _proof(manifest["validation"])
+    yield from _proof(manifest["validation"], "every member")
+    for swap in manifest["swaps"]:
+        yield ""
+        yield f"Member {swap['member_index']} was replaced afterwards, by {_cell(swap['name'])}."
+        yield from _proof(swap["validation"], f"member {swap['member_index']}")
     if manifest["dtypes"] is not None:
         dtypes = manifest["dtypes"]
         yield ""
@@ -70,11 +73,11 @@ def _lines(manifest: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
     yield f"{versions}; for {manifest['plan']['target']}, strategy {manifest['plan']['strategy']}{opset}."
 
 
-def _proof(validation: Mapping[str, Any]) -> Iterator[str]:
+def _proof(validation: Mapping[str, Any], all_members: str) -> Iterator[str]:
     if not validation["table"]:
         yield "NONE: nothing was compared with the members. Run `ensexport validate` before anybody relies on it."
         return
-    whom = "every member" if validation["members"] == "all" else f"members {', '.join(map(str, validation['members']))}"
+    whom = all_members if validation["members"] == "all" else f"members {', '.join(map(str, validation['members']))}"
     batches = ", ".join(map(str, validation["batches"]))
     yield (
         f"Compared with {whom}, run one by one in PyTorch in float64{f', at batch {batches}' if batches else ''}. "

@@ -153,10 +153,11 @@ class _Making:
         here = [check.bound for check in found if (check.batch, check.seed) == (probe.batch, probe.seed)]
         dtype = str(output.dtype)
         bound = max(here or [check.bound for check in found] or [Tolerance.FLOORS.get(dtype, 1e-5)])
-        return float(bound + _rounding(dtype))
+        return float(bound + rounding_of(dtype))
 
 
-def _rounding(dtype: str) -> float:
+def rounding_of(dtype: str) -> float:
+    """What rounding a stored value to its dtype costs, as a share of it."""
     real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
     return float(ml_dtypes.finfo(real).eps) / 2  # type: ignore[no-untyped-call]
 

@@ -89,25 +89,48 @@ def write_package(
             "name": plan.name,
             "validation": validation_entry(contents.report, names),
             "samples": entries,
+            "notes": [],
+            "swaps": [],
         }
         if "onnx" not in plan.models:
             manifest["opset"] = None
-        notes: tuple[str, ...] = ()
         if plan.layout == "triton":
             files, notes = _write_triton(plan, folder, manifest, contents)
             formats |= files
-        (folder / CARD).write_text(card_text(manifest, notes), encoding="utf-8")
-        formats[CARD] = "card"
-        paths = sorted(formats)
-        described = describe_artifacts([Output(formats[p], folder / p, plan.folder / p) for p in paths], tell)
-        manifest["files"] = [
-            {"path": path, "format": file.format, "size_bytes": file.size_bytes, "sha256": file.sha256}
-            for path, file in zip(paths, described, strict=True)
-        ]
-        (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
-        whole = describe_artifact(folder / MANIFEST, plan.folder / MANIFEST, "manifest", lambda _: None)
-    size = whole.size_bytes + sum(file.size_bytes for file in described)
-    return [Artifact(str(plan.folder), "package", size, whole.sha256), *described, whole]
+            manifest["notes"] = list(notes)
+        return finish_package(folder, plan.folder, manifest, formats, tell)
+
+
+def finish_package(
+    folder: Path, shown: Path, manifest: dict[str, Any], formats: Mapping[str, str], tell: Callable[[int, int], None]
+) -> list[Artifact]:
+    """Write the card, and last the manifest with the digests of all files.
+
+    Args:
+        folder: The package while it is being made.
+        shown: What it will be called.
+        manifest: What it says of itself; its files are put in.
+        formats: Path -> format of each file that is there.
+        tell: Called as `(done, total)` with bytes that were read for digests.
+
+    Returns:
+        The package itself, then its files.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    (folder / CARD).write_text(card_text(manifest), encoding="utf-8")
+    kinds = {**formats, CARD: "card"}
+    paths = sorted(kinds)
+    files = describe_artifacts([Output(kinds[path], folder / path, shown / path) for path in paths], tell)
+    manifest["files"] = [
+        {"path": path, "format": file.format, "size_bytes": file.size_bytes, "sha256": file.sha256}
+        for path, file in zip(paths, files, strict=True)
+    ]
+    (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+    whole = describe_artifact(folder / MANIFEST, shown / MANIFEST, "manifest", lambda _: None)
+    size = whole.size_bytes + sum(file.size_bytes for file in files)
+    return [Artifact(str(shown), "package", size, whole.sha256), *files, whole]
 
 
 def _placed(folder: Path, model: PurePosixPath, kind: str, *, is_triton: bool) -> dict[str, str]:

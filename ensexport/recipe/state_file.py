@@ -16,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from ensexport.errors import ExportError
+from ensexport.errors import ExportError, StackError
 from ensexport.members import Members
 from ensexport.members.tensors import raw_bytes
 from ensexport.recipe.own_tensors import state_of
@@ -148,3 +148,34 @@ def write_kept(path: Path, ensemble: Ensemble | Members, names: Sequence[str]) -
             state = state_of(ensemble, index)
             for name in names:
                 file.put(f"{index}.{name}", state[name])
+
+
+def patch_kept(path: Path, member_index: int, state: Mapping[str, torch.Tensor]) -> None:
+    """Overwrite what a package keeps of one member.
+
+    Args:
+        path: A file that `write_kept` made.
+        member_index: The member.
+        state: Its new tensors by name; others than those that are kept may be among them.
+
+    Raises:
+        StackError: A tensor that is kept is missing, or has another shape or dtype.
+        OSError: The system refuses.
+    """
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        prefix = f"{member_index}."
+        for key in sorted(key for key in header if key.startswith(prefix)):
+            name, entry = key.removeprefix(prefix), header[key]
+            tensor = state.get(name)
+            got = "no such tensor" if tensor is None else f"{_NAMES.get(tensor.dtype)} {list(tensor.shape)}"
+            expected = f"{entry['dtype']} {entry['shape']}"
+            if tensor is None or got != expected:
+                raise StackError(
+                    f"cannot swap '{name}': expected {expected} as the package keeps it, got {got}.",
+                    hint="Give a checkpoint of the architecture that was packed, in its dtypes.",
+                    tensor=name,
+                )
+            file.seek(8 + size + entry["data_offsets"][0])
+            file.write(raw_bytes(tensor).numpy().data)

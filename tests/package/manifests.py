@@ -50,6 +50,8 @@ def make_manifest(**changes: Any) -> dict[str, Any]:
                        "output": "output", "comparisons": 4, "max_abs": 1e-7, "max_rel": 1e-7, "bound": 1e-5,
                        "passed": True}],
         },
+        "notes": [],
+        "swaps": [],
         "samples": [
             {"folder": sample, "source": "seed 0", "expected_from": "loop", "batch": 2,
              "inputs": [{"path": f"{sample}/input_0.pb", "name": "x"}],

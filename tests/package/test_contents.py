@@ -60,9 +60,9 @@ def test_without_a_comparison_nothing_is_claimed():
 
 
 def test_the_card_says_what_the_manifest_says(tmp_path):
-    manifest = make_manifest()
+    manifest = make_manifest(notes=["Requests are batched."])
     (tmp_path / "manifest.json").write_text(manifest_text(manifest))
-    text = card_text(read_manifest(tmp_path), ["Requests are batched."])
+    text = card_text(read_manifest(tmp_path))
     assert text.startswith("# Ensemble of 2 networks in one graph\n")
     for line in (
         "| `x` | float32 | (batch, 4) | input |",
