@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,10 +24,16 @@ from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.spec import Artifact, Plan, TensorSpec
 from ensexport.stacking import Ensemble
 from ensexport.staging import writing
-from ensexport.targets.onnx_file import OnnxFile, weight_of
+from ensexport.targets.onnx_file import OnnxFile, Weight, weight_of
 from ensexport.targets.weight_file import States, WeightFile, fill, make_scratch
 from ensexport.version import __version__
 from ensexport.weighting import MemberWeights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+RENAMED_KEY = "initializers"
+"""Where an ONNX file's metadata says which packed weights have another name in it."""
 
 
 def make_metadata(
@@ -140,6 +146,7 @@ def write_artifacts(
     *,
     scratch: Path,
     clock: Clock,
+    external_data: bool = False,
 ) -> None:
     """Write the files of a batched graph: first the graphs, then the weights, one member at a time.
 
@@ -155,6 +162,7 @@ def write_artifacts(
         opset: ONNX opset version; None for the default.
         scratch: A file that may be made meanwhile, beside the staged ones; the caller removes it.
         clock: Is told of the stages.
+        external_data: Put the weights of ONNX files into a file beside them, however small they are.
 
     Raises:
         ExportError: A format cannot hold the graph.
@@ -165,7 +173,7 @@ def write_artifacts(
     for output in outputs:
         if output.kind == "onnx":
             with clock.stage("export_onnx"):
-                layouts[output] = _laid_out(output, batched, text, names, opset)
+                layouts[output] = _laid_out(output, batched, metadata, names, opset, external_data=external_data)
     others = [output for output in outputs if output.kind != "onnx"]
     total = sum(weight.n_bytes(batched.n_members) for weight in batched.weights.packed)
     needs_scratch = bool(others) and not any(layout.data for layout in layouts.values())
@@ -192,7 +200,15 @@ def write_artifacts(
                     output.staged.write_bytes(data)
 
 
-def _laid_out(output: Output, batched: BatchedGraph, text: str, names: Sequence[str], opset: int | None) -> OnnxFile:
+def _laid_out(
+    output: Output,
+    batched: BatchedGraph,
+    metadata: Mapping[str, Any],
+    names: Sequence[str],
+    opset: int | None,
+    *,
+    external_data: bool,
+) -> OnnxFile:
     from ensexport.targets.onnx import lay_out_onnx, onnx_model
     from ensexport.targets.onnx_cpu import spell_out_elu
 
@@ -200,8 +216,16 @@ def _laid_out(output: Output, batched: BatchedGraph, text: str, names: Sequence[
     if batched.plan.target == "cpu":
         spell_out_elu(model)
     weights = {w.name: weight_of(w.shape(batched.n_members), w.dtype) for w in batched.weights.packed}
-    metadata = {METADATA_KEY: text, "ensexport_version": __version__}
-    return lay_out_onnx(model, output.target.name, weights, metadata)
+    text = json.dumps({**metadata, **_renamed(model, weights)}, sort_keys=True)
+    own = {METADATA_KEY: text, "ensexport_version": __version__}
+    return lay_out_onnx(model, output.target.name, weights, own, external_data=external_data)
+
+
+def _renamed(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, dict[str, str]]:
+    """Packed weights that have another name in the ONNX file, for one of the user's was in the way."""
+    packed = {value.meta.get("packed_name", name): name for name, value in model.graph.initializers.items()}
+    names = {name: own for name, own in sorted(packed.items()) if name in weights and name != own}
+    return {RENAMED_KEY: names} if names else {}
 
 
 def _opened(output: Output, layout: OnnxFile) -> WeightFile:
@@ -222,6 +246,26 @@ def _serialised(kind: str, batched: BatchedGraph, weights: Mapping[str, torch.Te
 def data_file(path: Path) -> Path:
     """Where an ONNX file's external data lies, if it has any."""
     return path.with_name(f"{path.name}.data")
+
+
+def describe_artifacts(files: Sequence[Output], tell: Callable[[int, int], None]) -> list[Artifact]:
+    """Sizes and digests of files that are about to be put in place.
+
+    Args:
+        files: The files.
+        tell: Called as `(done, total)` with bytes.
+    """
+    total, done = sum(file.staged.stat().st_size for file in files), 0
+    found = []
+    for file in files:
+        before = done
+
+        def tell_more(count: int, before: int = before) -> None:
+            tell(before + count, total)
+
+        found.append(describe_artifact(file.staged, file.target, file.kind, tell_more))
+        done += found[-1].size_bytes
+    return found
 
 
 def describe_artifact(staged: Path, target: Path, kind: str, tell: Callable[[int], None]) -> Artifact:

@@ -150,6 +150,12 @@ class WeightRangeError(MemberError):
     code = "E_WEIGHT_RANGE"
 
 
+class LostTensorsError(MemberError):
+    """Tensors of a member are not in a packed file bit for bit."""
+
+    code = "E_LOST_TENSORS"
+
+
 class ArchitectureError(MemberError):
     """The architecture cannot be imported, raises, or is no `torch.nn.Module`."""
 
@@ -229,6 +235,12 @@ class OpsetError(ExportError):
     """The opset asked for cannot be written or run."""
 
     code = "E_OPSET"
+
+
+class TritonError(ExportError):
+    """Triton Inference Server cannot serve the packed file, or not as was asked."""
+
+    code = "E_TRITON"
 
 
 # -- exit 7: output and environment ----------------------------------------------------------------

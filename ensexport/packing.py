@@ -16,8 +16,10 @@ from ensexport.members import Members, load_members
 from ensexport.members.inspection import Inspection, inspect_members
 from ensexport.members.selection import NO_SELECTION, Selection
 from ensexport.members.trust import NO_TRUST, Trust
+from ensexport.package.choice import DEFAULT_PACKAGE, PackageChoice
+from ensexport.package.planning import plan_outputs
 from ensexport.pipeline import ExportReport, export
-from ensexport.spec import TensorSpec, Tolerance, artifact_format, parse_inputs
+from ensexport.spec import TensorSpec, Tolerance, parse_inputs
 from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES
 from ensexport.weighting import MemberWeights
@@ -89,6 +91,8 @@ def pack(
     dtypes: DtypeChoice = AS_THEY_ARE,
     tolerance: Tolerance | None = None,
     choice: MemberChoice = ALL_MEMBERS,
+    package: PackageChoice = DEFAULT_PACKAGE,
+    external_data: bool = False,
     force: bool = False,
     dry_run: bool = False,
     on_stage: OnStage | None = None,
@@ -98,7 +102,7 @@ def pack(
 
     Args:
         checkpoints: Folders, files or globs.
-        outputs: Files to write; each suffix says its format.
+        outputs: Files to write; each suffix says its format, and one without a suffix becomes a package folder.
         model: The architecture, as for `load_members`.
         inputs: Input specs, as for `export`.
         model_args: Keyword arguments of the architecture.
@@ -119,6 +123,8 @@ def pack(
         dtypes: What the files compute in, take and return, as for `export`.
         tolerance: The bound.
         choice: The members to compare with the loop, as for `export`.
+        package: What package folders are to hold, as for `export`.
+        external_data: Put the weights of ONNX files into a file beside them, as for `export`.
         force: Replace files that exist.
         dry_run: Load and compare the members, check the outputs, write nothing.
         on_stage: Called as `(stage, done, total)`.
@@ -129,9 +135,8 @@ def pack(
     """
     specs = parse_inputs(inputs)
     targets = [Path(output) for output in outputs]
-    for path in targets:
-        artifact_format(path)
-    Staging(targets, force=force)  # refuse a bad target before the work, not after
+    request = plan_outputs(targets, package)
+    Staging(request.files, folders=request.folders, force=force)  # refuse a bad target before the work, not after
     clock, base = Clock(on_stage), Path.cwd()
     reading: dict[str, Any] = {
         "model_args": model_args,
@@ -169,6 +174,8 @@ def pack(
         dtypes=dtypes,
         tolerance=tolerance,
         choice=choice,
+        package=package,
+        external_data=external_data,
         force=force,
         on_stage=on_stage,
         on_estimate=on_estimate,

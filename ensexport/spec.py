@@ -19,6 +19,7 @@ DTYPES = (
     "int8", "int16", "int32", "int64", "uint8", "bool",
 )  # fmt: skip
 FORMAT_BY_SUFFIX = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2"}
+SUFFIX_BY_FORMAT = {kind: suffix for suffix, kind in FORMAT_BY_SUFFIX.items()}
 
 _SPEC = re.compile(r"\s*(?P<name>[^\s:\[\]]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*")
 _NAME = re.compile(r"[A-Za-z_]\w*")

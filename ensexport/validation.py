@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -528,6 +528,13 @@ def validate(
     raise_on_mismatch(report, [member.label for member in members], conversion)
     _check_provenance(path, metadata, members, report)
     return report
+
+
+def joined(reports: Iterable[ValidationReport]) -> ValidationReport:
+    """The reports of several files of one ensemble as one."""
+    first, *others = reports
+    checks = [check for report in (first, *others) for check in report.checks]
+    return replace(first, checks=tuple(checks))
 
 
 def _check_provenance(path: Path, metadata: Mapping[str, object], members: Members, report: ValidationReport) -> None:

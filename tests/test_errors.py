@@ -42,6 +42,7 @@ TREE = {
     "ExportError": (6, "E_EXPORT"),
     "FrozenDimError": (6, "E_FROZEN_DIM"),
     "OpsetError": (6, "E_OPSET"),
+    "TritonError": (6, "E_TRITON"),
     "OutputError": (7, "E_OUTPUT"),
     "TargetExistsError": (7, "E_TARGET_EXISTS"),
     "ProviderError": (7, "E_PROVIDER"),

@@ -13,7 +13,7 @@ from tests.cli.readmes import blocks, check_block, commands, matches
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md", "docs/benchmarks.md"]
-PAGES += ["docs/errors.md", "docs/outputs.md", "docs/packages.md"]
+PAGES += ["docs/errors.md", "docs/outputs.md", "docs/packages.md", "docs/triton.md"]
 PAGES += ["samples/ani/README.md", "samples/benchmarks/README.md", "samples/ci/README.md"]
 PAGES += ["docs/scale.md", "samples/scale/README.md", "docs/members-curve.md"]
 FOLDS = """

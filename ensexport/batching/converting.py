@@ -159,7 +159,7 @@ class _Converter:
         return self.source if self.source.itemsize <= self.wide.itemsize else self.wide
 
     def _reads_parameters(self, weight: PackedWeight) -> bool:
-        pieces: tuple[fx.Node, ...] = self.batched.weights.module.graph.output_node().args[0]  # type: ignore[assignment]
+        pieces: tuple[fx.Node, ...] = self.batched.weights.graph.output_node().args[0]  # type: ignore[assignment]
         left, seen = [pieces[weight.piece]], set[fx.Node]()
         while left:
             node = left.pop()

@@ -55,6 +55,7 @@ class BatchedGraph:
         plan: Strategy and the ops that went down the ladder.
         n_hidden: How many of the last outputs are members' outputs that the file does not return: they stay in it
             to be compared with the loop.
+        shared_state: Names of state tensors that are equal in all members.
     """
 
     graph: fx.Graph
@@ -65,6 +66,7 @@ class BatchedGraph:
     member_axis: int
     plan: Plan
     n_hidden: int = 0
+    shared_state: frozenset[str] = frozenset()
 
     @property
     def packed(self) -> dict[fx.Node, PackedWeight]:
@@ -126,6 +128,21 @@ def batch_graph(
             unrolled = _Walk(member, n_members, shared_state, per_member, member_axis)
             return unrolled.unrolled("unrolled", (Fallback(error.op, error.source, "unroll_graph"),))
     return _Walk(member, n_members, shared_state, per_member, member_axis).unrolled("unrolled", ())
+
+
+def member_form(batched: BatchedGraph, *, is_plain: bool = True) -> BatchedGraph:
+    """Write the graph of ONE member on the weights of a batched graph: scales and shifts are folded into them alike.
+
+    Args:
+        batched: What `batch_graph` returned, converted or not, without combined outputs.
+        is_plain: Write the ops of the member itself. Else those that the rules of the batched graph write for an
+            ensemble of one, whose weights are these rules' too.
+
+    Returns:
+        A graph whose inputs and outputs are those of one member, without a member axis.
+    """
+    walk = _Walk(batched.member, batched.n_members, batched.shared_state, (), 0)
+    return walk.alone(batched.plan.strategy) if is_plain else walk.alone_by_rules()
 
 
 class _Walk:
@@ -210,6 +227,31 @@ class _Walk:
             for copy, value in zip(zip(*copies, strict=True), self.member.output_values, strict=True)
         ]
         return self._finish([self._output(value) for value in stacked], strategy, fallbacks)
+
+    def alone(self, strategy: str) -> BatchedGraph:
+        """Write one member's own graph; the member graph is one that a walk has rewritten before."""
+        self.ctx.only_member, self.ctx.packer.names_members = 0, False
+        self._placeholders()
+        self.folds = Folds() if strategy == "unrolled" else find_folds(self.member, self._is_shared)
+        outputs = [self.ctx.shared(value) for value in self._run()]
+        self.n_members = 1
+        return self._finish(outputs, strategy, ())
+
+    def alone_by_rules(self) -> BatchedGraph:
+        """Write the same as an ensemble of one, whose member axis goes at the end."""
+        self.ctx.n_members = 1
+        self._placeholders()
+        self.folds = find_folds(self.member, self._is_shared)
+        values = self._run()
+        self.ctx.builder.origin = None
+        outputs = [
+            self.ctx.call(aten.squeeze.dim, self.ctx.stacked(value), 0)
+            if value.is_per_member
+            else self.ctx.shared(value)
+            for value in values
+        ]
+        self.n_members = 1
+        return self._finish(outputs, "stacked", ())
 
     # -- leaves ------------------------------------------------------------------------------------
 
@@ -367,6 +409,7 @@ class _Walk:
             self.per_member,
             self.member_axis,
             Plan(strategy, fallbacks, stages=self.stages),
+            shared_state=frozenset(self.shared_state),
         )
 
     def _weight_program(self, placeholders: list[fx.Node]) -> WeightProgram:

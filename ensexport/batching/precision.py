@@ -13,11 +13,11 @@ network. And where the model itself rounds to fewer bits (`.half().float()`), th
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
@@ -52,30 +52,34 @@ class Float64Interpreter(fx.Interpreter):
     Before: the arguments are the tensors as loaded. After: the results have the dtypes that the graph promises.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._graph = module.graph
-        self._as_written = _read_by_a_jump(module.graph)
+        self._graph = cast(fx.Graph, module.graph)
+        self._as_written = _read_by_a_jump(self._graph)
 
-    def stream(self, leaves: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    def stream(
+        self, leaves: Sequence[torch.Tensor | None], wanted: Collection[int] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """Run the graph and yield each result as soon as it is there, with its place among the results.
 
         Nothing is kept longer than it is read: of the results, one at a time is in memory. They are not rounded yet.
 
         Args:
-            leaves: The arguments.
+            leaves: The arguments; None for one that nothing needs.
+            wanted: Places of the results to compute; None for all. What is computed has the same bits either way.
         """
+        needed = nodes_behind(self._graph, wanted)
         pieces = cast(tuple[fx.Node, ...], self._graph.output_node().args[0])
         places: dict[fx.Node, list[int]] = {}
         for place, piece in enumerate(pieces):
-            places.setdefault(piece, []).append(place)
-        last_read = {arg: node for node in self._graph.nodes if node.op != "output" for arg in node.all_input_nodes}
-        given = iter(leaves)
+            if wanted is None or place in wanted:
+                places.setdefault(piece, []).append(place)
+        run = [node for node in self._graph.nodes if node in needed]
+        last_read = {arg: node for node in run for arg in node.all_input_nodes}
+        given = dict(zip((node for node in self._graph.nodes if node.op == "placeholder"), leaves, strict=True))
         self.env = {}
-        for node in self._graph.nodes:
-            if node.op == "output":
-                break
-            self.env[node] = next(given) if node.op == "placeholder" else self.run_node(node)
+        for node in run:
+            self.env[node] = given[node] if node.op == "placeholder" else self.run_node(node)
             for place in places.get(node, ()):
                 yield place, self.env[node]
             for done in (*node.all_input_nodes, node):
@@ -97,6 +101,20 @@ class Float64Interpreter(fx.Interpreter):
         if name not in _CASTS and (name not in _MOVING or len({leaf.dtype for leaf in floats if _is_float(leaf)}) > 1):
             args, kwargs = tree_map(_widened, (args, kwargs))
         return n.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def nodes_behind(graph: fx.Graph, wanted: Collection[int] | None) -> set[fx.Node]:
+    """The nodes that some of the results need, those included; all but the output for None."""
+    if wanted is None:
+        return {node for node in graph.nodes if node.op != "output"}
+    pieces = cast(tuple[fx.Node, ...], graph.output_node().args[0])
+    left = [pieces[place] for place in wanted]
+    found = set(left)
+    while left:
+        more = [arg for arg in left.pop().all_input_nodes if arg not in found]
+        found.update(more)
+        left += more
+    return found
 
 
 def _was_computed(node: fx.Node, args: Sequence[Any]) -> bool:

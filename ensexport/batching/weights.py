@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ensexport.batching.precision import Float64Interpreter
+from ensexport.batching.precision import Float64Interpreter, nodes_behind
 from ensexport.errors import StackError, WeightRangeError
 from ensexport.members.tensors import raw_bytes
 
@@ -79,41 +79,86 @@ class WeightProgram:
     """The weight graph, finished: turns one member's state into its pieces.
 
     Attributes:
-        module: Takes the leaves in order, returns the tuple of pieces.
+        module: Holds the graph, as `module.graph`: it takes the leaves in order, and returns the tuple of pieces.
         leaves: Names of the state tensors it reads.
         constants: Values of leaves that belong to the architecture, not to a member's state.
         packed: The initializers made of the pieces.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     leaves: tuple[str, ...]
     constants: Mapping[str, torch.Tensor]
     packed: tuple[PackedWeight, ...]
 
-    def pieces(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    @property
+    def graph(self) -> fx.Graph:
+        """The weight graph."""
+        graph = self.module.graph
+        assert isinstance(graph, fx.Graph)
+        return graph
+
+    def pieces(
+        self, state: Mapping[str, torch.Tensor], wanted: Collection[int] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield one member's pieces as they are finished; what is computed is float64, and not rounded yet.
 
         Args:
             state: The member's parameters and buffers by name.
+            wanted: Indices of the pieces to compute; None for all.
 
         Yields:
             Index of the piece, and the piece. One at a time is in memory.
 
         Raises:
-            StackError: One of them has another shape than the graph was made for.
+            StackError: One of the tensors is missing, or has another shape than the graph was made for.
         """
-        leaves = [state[name] if name in state else self.constants[name] for name in self.leaves]
-        expected = [node.meta["val"] for node in self.module.graph.nodes if node.op == "placeholder"]
-        for name, leaf, fake in zip(self.leaves, leaves, expected, strict=True):
-            if leaf.shape != fake.shape:
-                raise StackError(
-                    f"cannot pack '{name}': expected shape {tuple(fake.shape)}, as in member 0 when it was captured, "
-                    f"got {tuple(leaf.shape)}.",
-                    hint="Is it changed by forward? Then compute it without storing.",
-                )
+        needed = nodes_behind(self.graph, wanted)
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        leaves = [
+            self._leaf(name, node, state) if node in needed else None
+            for name, node in zip(self.leaves, placeholders, strict=True)
+        ]
         with torch.no_grad():
-            for index, piece in Float64Interpreter(self.module).stream(leaves):
+            for index, piece in Float64Interpreter(self.module).stream(leaves, wanted):
                 yield index, piece.detach()
+
+    def _leaf(self, name: str, node: fx.Node, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        leaf, expected = state[name] if name in state else self.constants.get(name), node.meta["val"].shape
+        if leaf is None:
+            raise StackError(f"cannot pack '{name}': expected shape {tuple(expected)}, and there is no such tensor.")
+        if leaf.shape != expected:
+            raise StackError(
+                f"cannot pack '{name}': expected shape {tuple(expected)}, as in member 0 when it was captured, "
+                f"got {tuple(leaf.shape)}.",
+                hint="Is it changed by forward? Then compute it without storing.",
+            )
+        return leaf
+
+    def finished(
+        self,
+        state: Mapping[str, torch.Tensor],
+        member_index: int,
+        takes: Callable[[PackedWeight], bool],
+        wanted: Collection[int] | None = None,
+    ) -> Iterator[tuple[PackedWeight, memoryview]]:
+        """Yield one member's share of initializers, in the initializer's dtype.
+
+        Args:
+            state: The member's parameters and buffers by name.
+            member_index: The member.
+            takes: Says of which initializers.
+            wanted: Indices of the pieces to compute; None for all.
+
+        Raises:
+            StackError: See `pieces`.
+            WeightRangeError: A finite number has no place in the initializer's dtype.
+        """
+        weights: dict[int, list[PackedWeight]] = {}
+        for weight in filter(takes, self.packed):
+            weights.setdefault(weight.piece, []).append(weight)
+        for index, piece in self.pieces(state, wanted):
+            for weight in weights.get(index, ()):
+                yield weight, raw_bytes(_rounded(piece, weight, member_index)).numpy().data
 
     def write(self, state: Mapping[str, torch.Tensor], member_index: int, put: Put) -> None:
         """Write one member's share of every initializer.
@@ -126,15 +171,14 @@ class WeightProgram:
         Raises:
             WeightRangeError: A finite number has no place in the initializer's dtype.
         """
-        weights: dict[int, list[PackedWeight]] = {}
-        for weight in self.packed:
-            if weight.place(member_index) is not None:
-                weights.setdefault(weight.piece, []).append(weight)
-        for index, piece in self.pieces(state):
-            for weight in weights.get(index, ()):
-                place = weight.place(member_index)
-                assert place is not None
-                put(weight.name, place, raw_bytes(_rounded(piece, weight, member_index)).numpy().data)
+
+        def takes(weight: PackedWeight) -> bool:
+            return weight.place(member_index) is not None
+
+        for weight, values in self.finished(state, member_index, takes):
+            place = weight.place(member_index)
+            assert place is not None
+            put(weight.name, place, values)
 
     def pack(self, states: Iterable[Mapping[str, torch.Tensor]], n_members: int) -> dict[str, torch.Tensor]:
         """Return every initializer by name, in memory, filled member by member.
@@ -184,16 +228,21 @@ def _odd_float32(exact: torch.Tensor) -> torch.Tensor:
 
 
 class WeightPacker:
-    """Collects the initializers a batched graph asks for, each (piece, kind) once, under readable names."""
+    """Collects the initializers a batched graph asks for, each (piece, kind) once, under readable names.
+
+    Attributes:
+        names_members: Say in a name which member's piece it is, where it is one member's.
+    """
 
     def __init__(self) -> None:
+        self.names_members = True
         self.placeholders: dict[Any, fx.Node] = {}
         self._names: set[str] = set()
 
     def add(self, node: fx.Node, kind: Kind, member_index: int | None, members: tuple[int, int] | None) -> PackedWeight:
         """Name the initializer made of the piece that `node` of the weight graph computes."""
         piece = node.meta["val"]
-        whose = f"_member_{member_index}" if member_index is not None else ""
+        whose = f"_member_{member_index}" if member_index is not None and self.names_members else ""
         whose = f"_members_{members[0]}_to_{members[1] - 1}" if members is not None else whose
         shape = tuple(int(size) for size in piece.shape)
         name = self._unique(_readable_name(node) + whose)
@@ -244,7 +293,7 @@ def with_constant(
     own = next(free for free in itertools.chain([name], numbered) if free not in taken)
     leaf = f"ensexport.{own}"
     graph = fx.Graph()
-    results = graph.graph_copy(program.module.graph, {})
+    results = graph.graph_copy(program.graph, {})
     assert isinstance(results, tuple)
     before = next((node for node in graph.nodes if node.op != "placeholder"), None)
     with graph.inserting_before(before) if before is not None else contextlib.nullcontext():

@@ -22,7 +22,7 @@ from ensexport.cli.settings import Settings, positive_integers
 from ensexport.cli.streams import write_json
 from ensexport.errors import OutputError, UsageError
 from ensexport.members.discovery import find_checkpoints
-from ensexport.spec import artifact_format
+from ensexport.package.resolving import artifact_files
 from ensexport.staging import Staging, writing
 
 
@@ -95,7 +95,7 @@ def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], bat
     """
     settings = Settings(typed, config, checkpoints)
     loading = settings.loading()
-    artifact_format(artifact)
+    artifact = artifact_files(artifact)[0]
     chosen = _chosen(alternatives, artifact, settings.provider, with_curve=members_curve is not None)
     batches = _batches(batch, with_curve=members_curve is not None)
     sizes = positive_integers(members, "--members") if members is not None else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from types import FrameType
 from ensexport.errors import OutOfMemoryError
 from ensexport.memory_errors import is_tight
 from ensexport.resources import memory_limits, peak_of_children, size_text
-from ensexport.staging import tell_folders
+from ensexport.staging import remove_room, tell_folders
 
 _FOLDER, _END = b"folder", b"end"
 
@@ -59,7 +58,7 @@ def guarded(work: Callable[[], int], report: Callable[[BaseException], int]) -> 
         return code
     for name, value in notes:
         if name == _FOLDER:
-            shutil.rmtree(os.fsdecode(value), ignore_errors=True)
+            remove_room(Path(os.fsdecode(value)))
     return report(_ended(os.waitstatus_to_exitcode(status)))
 
 

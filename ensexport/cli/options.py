@@ -150,6 +150,33 @@ validate_members = click.option(
     help="Members to compare with the loop: all (default), or for the very large none, or a list of first, last and a "
     "number of random ones: first,last,8.",
 )
+packaging = (
+    click.option("--formats", metavar="LIST", help="Models in a package, out of onnx,ts,pt2; default: onnx,ts."),
+    click.option(
+        "--layout",
+        type=click.Choice(["folder", "triton"]),
+        help="folder (default), or triton: OUT is a model repository of Triton Inference Server.",
+    ),
+    click.option("--name", metavar="NAME", help="What Triton calls the model."),
+    click.option("--labels", metavar="FILE", help="Names of the classes, one a line, for Triton."),
+    click.option(
+        "--max-batch-size",
+        type=click.IntRange(0),
+        metavar="INT",
+        help="Rows of the largest batch that Triton makes; default: 64, or what the model takes; 0: no batching.",
+    ),
+    click.option(
+        "--no-state",
+        is_flag=True,
+        help="Leave out of a package the members' tensors that cannot be read back from the graph.",
+    ),
+    click.option(
+        "--external-data",
+        is_flag=True,
+        help="Put the weights of ONNX files into a file beside them; default: only above 2 GiB.",
+    ),
+)
+"""What a package holds, and how."""
 force = click.option("--force", is_flag=True, help="Replace outputs that exist.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object on stdout.")
 

@@ -13,7 +13,8 @@ from ensexport.cli.settings import Settings
 from ensexport.cli.streams import write_json
 from ensexport.cli.text import pack_lines
 from ensexport.members.discovery import find_checkpoints
-from ensexport.spec import artifact_format
+from ensexport.package.choice import PackageChoice
+from ensexport.package.planning import plan_outputs
 from ensexport.staging import Staging
 
 
@@ -29,7 +30,12 @@ from ensexport.staging import Staging
 @options.apply(
     options.checkpoints,
     click.option(
-        "-o", "outputs", multiple=True, required=True, metavar="OUT", help="FILE.onnx, .ts or .pt2. Repeat for more."
+        "-o",
+        "outputs",
+        multiple=True,
+        required=True,
+        metavar="OUT",
+        help="FILE.onnx, .ts or .pt2; a name without a suffix is a package folder. Repeat for more.",
     ),
     *options.loading,
     options.config,
@@ -50,6 +56,7 @@ from ensexport.staging import Staging
     options.rtol,
     options.validate_members,
     click.option("--output-names", metavar="A,B", help="New names for the outputs, in order."),
+    *options.packaging,
     options.force,
     click.option("--dry-run", is_flag=True, help="Read and compare the members, check the outputs, write nothing."),
     options.as_json,
@@ -63,7 +70,7 @@ def command(obj: Invocation, /, checkpoints: tuple[str, ...], outputs: tuple[str
     """
     settings = Settings(typed, config, checkpoints)
     arguments = settings.packing()
-    _refuse_early(checkpoints, outputs, force=force)
+    _refuse_early(checkpoints, outputs, arguments["package"], force=force)
     with obj.working() as listen:
         from ensexport.packing import pack
 
@@ -82,9 +89,10 @@ def command(obj: Invocation, /, checkpoints: tuple[str, ...], outputs: tuple[str
     write_json(answer) if as_json else click.echo("\n".join(pack_lines(answer)))
 
 
-def _refuse_early(checkpoints: tuple[str, ...], outputs: tuple[str, ...], *, force: bool) -> None:
+def _refuse_early(
+    checkpoints: tuple[str, ...], outputs: tuple[str, ...], package: PackageChoice, *, force: bool
+) -> None:
     """Find what can be found wrong before torch is loaded, which takes seconds."""
-    for output in outputs:
-        artifact_format(output)
-    Staging([Path(output) for output in outputs], force=force)
+    request = plan_outputs([Path(output) for output in outputs], package)
+    Staging(request.files, folders=request.folders, force=force)
     find_checkpoints(checkpoints)

@@ -16,9 +16,10 @@ from ensexport.cli.interrupts import Terminated
 from ensexport.cli.invocation import Invocation
 from ensexport.cli.options import example
 from ensexport.cli.streams import drop_streams, end_stdout, prepare_streams
+from ensexport.staging import remove_rooms
 from ensexport.version import __version__
 
-_COMMANDS = ("pack", "inspect", "validate", "bench", "verify")
+_COMMANDS = ("pack", "inspect", "validate", "bench", "verify", "swap")
 
 
 class _Root(click.Group):
@@ -52,6 +53,8 @@ class _Root(click.Group):
             code = 7
         except (KeyboardInterrupt, Terminated) as error:  # a second signal, while the answer to the first was written
             code = 130 if isinstance(error, KeyboardInterrupt) else 143
+        finally:
+            remove_rooms()
         return code
 
     def _answer(self, arguments: list[str], invocation: Invocation) -> int:

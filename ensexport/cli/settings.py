@@ -16,6 +16,7 @@ from ensexport.errors import UsageError
 from ensexport.members.config import Config, find_config, load_config, parse_model_args
 from ensexport.members.selection import Selection
 from ensexport.members.trust import Trust
+from ensexport.package.choice import PackageChoice, parse_formats, read_labels
 from ensexport.spec import Tolerance, parse_inputs
 from ensexport.weighting import MemberWeights, parse_member_weights
 
@@ -43,6 +44,7 @@ class Settings:
         self.values: dict[str, Any] = {**(config.values if config else {}), **given}
         self.base_dir = config.path.parent if config and "model" not in given else None
         self._files_dir = config.path.parent if config and "member-weights" not in given else Path()
+        self._labels_dir = config.path.parent if config and "labels" not in given else Path()
         if isinstance(self.values.get("model-args"), str):
             self.values["model-args"] = parse_model_args(self.values["model-args"])
 
@@ -97,7 +99,7 @@ class Settings:
             **self.loading(),
             "inputs": parse_inputs(self.values.get("inputs", ())),
             "per_member": self.values.get("per-member", ()),
-            "member_axis": self.values.get("member-axis", 0),
+            "member_axis": self.values.get("member-axis", self._default_member_axis),
             "opset": self.values.get("opset"),
             "target": self.values.get("target", "portable"),
             "provider": self.provider,
@@ -109,7 +111,25 @@ class Settings:
             "dtypes": DtypeChoice(self.values.get("dtype"), self.values.get("io-dtype")),
             "tolerance": self.tolerance,
             "choice": self.choice,
+            "package": self._package(),
+            "external_data": bool(self.values.get("external-data")),
         }
+
+    @property
+    def _default_member_axis(self) -> int:
+        """Triton batches on axis 0."""
+        return int(self.values.get("layout") == "triton")
+
+    def _package(self) -> PackageChoice:
+        formats, labels = self.values.get("formats"), self.values.get("labels")
+        return PackageChoice(
+            formats=None if formats is None else parse_formats(formats),
+            layout=self.values.get("layout", "folder"),
+            name=self.values.get("name"),
+            labels=None if labels is None else read_labels(self._labels_dir / labels),
+            keep_state=not self.values.get("no-state"),
+            max_batch_size=self.values.get("max-batch-size"),
+        )
 
     @property
     def choice(self) -> MemberChoice:

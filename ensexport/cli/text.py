@@ -13,6 +13,9 @@ from ensexport.resources import size_text
 MOST_MEMBERS = 40
 """Members that are listed where the list is not the answer."""
 
+_SHOWN = {"package", "onnx", "onnx_data", "torchscript", "pt2"}
+"""Formats of artifacts that are listed: of a package all that is no model is in its manifest."""
+
 
 def validation_lines(validation: dict[str, Any]) -> Iterator[str]:
     """How the proof went."""
@@ -64,8 +67,23 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"
     yield from validation_lines(report["validation"])
+    yield from artifact_lines(report)
+
+
+def swap_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The result of `swap`."""
+    member = report["member"]
+    yield f"member {member['index']} is {show_path(member['path'])} now, sha256 {member['sha256'][:12]}..."
+    old = member["replaced"]
+    yield f"  it was {old['name']}" + (f", sha256 {old['sha256'][:12]}..." if old["sha256"] else "")
+    yield from validation_lines(report["validation"])
+    yield from artifact_lines(report)
+
+
+def artifact_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The files that were written, and how long it took."""
     yield "artifacts"
-    for artifact in report["artifacts"]:
+    for artifact in (one for one in report["artifacts"] if one["format"] in _SHOWN):
         yield f"  {show_path(artifact['path'])}  {size_text(artifact['size_bytes'])}  sha256 {artifact['sha256']}"
     times = ", ".join(f"{stage.replace('_', ' ')} {seconds:.1f}" for stage, seconds in report["timings_s"].items())
     yield f"seconds: {times}"

@@ -14,7 +14,7 @@ from ensexport.cli.settings import Settings
 from ensexport.cli.streams import write_json
 from ensexport.cli.text import MOST_MEMBERS, validation_lines
 from ensexport.members.discovery import find_checkpoints
-from ensexport.spec import artifact_format
+from ensexport.package.resolving import artifact_files
 
 
 @click.command(
@@ -36,21 +36,24 @@ from ensexport.spec import artifact_format
 @click.pass_obj
 def command(obj: Invocation, /, artifact: str, checkpoints: tuple[str, ...], config: str | None, as_json: bool,
             **typed: Any) -> None:  # fmt: skip
-    """Compare ARTIFACT with the loop over the checkpoints CKPTS..., every member, several batch sizes."""
+    """Compare ARTIFACT with the loop over the checkpoints CKPTS..., every member, several batch sizes.
+
+    Of a package folder every model is compared.
+    """
     settings = Settings(typed, config, checkpoints)
     loading = settings.loading()
-    artifact_format(artifact)
+    files = artifact_files(artifact)
     find_checkpoints(checkpoints)
     with obj.working() as listen:
         from ensexport.members import load_members
         from ensexport.packing import members_dict
         from ensexport.runtime import read_metadata
-        from ensexport.validation import validate
+        from ensexport.validation import joined, validate
 
-        members = load_members(list(checkpoints), **loading, any_float="dtypes" in read_metadata(Path(artifact)),
+        members = load_members(list(checkpoints), **loading, any_float="dtypes" in read_metadata(Path(files[0])),
                                on_progress=lambda _path, *count: listen("load", *count))  # fmt: skip
-        report = validate(artifact, members, tolerance=settings.tolerance, provider=settings.provider,
-                          choice=settings.choice, on_progress=listen)  # fmt: skip
+        report = joined(validate(file, members, tolerance=settings.tolerance, provider=settings.provider,
+                                 choice=settings.choice, on_progress=listen) for file in files)  # fmt: skip
     settings.say_warnings(members.warnings, quiet=obj.quiet)
     warnings = [*settings.warnings, *members.warnings]
     answer = {"command": "validate", "ok": True, "artifact": artifact, **members_dict(members),

@@ -186,6 +186,12 @@ def _opset(value: object) -> int:
     return value
 
 
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError
+    return value
+
+
 def _size(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError
@@ -251,6 +257,13 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "rtol": ("a number of 0 or more", _size),
     "validate-members": ("a string", _text),
     "output-names": ("a list of strings or a comma-separated string", _texts_or_commas),
+    "formats": ("a list of strings or a comma-separated string", _texts_or_commas),
+    "layout": _one_of("folder", "triton"),
+    "name": ("a string", _text),
+    "labels": ("a string", _text),
+    "max-batch-size": ("an integer of 0 or more", _count),
+    "no-state": _one_of(True, False),
+    "external-data": _one_of(True, False),
 }
 
 

@@ -35,7 +35,11 @@ def describe_artifact(path: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"cannot read '{path}': {error.strerror}.", hint="Check its permissions.") from error
     opset = _opset(file) if kind == "onnx" else None
     own = {"path": str(path), "format": kind, "size_bytes": size_bytes, "sha256": sha256, "opset": opset}
-    return own | {name: value for name, value in metadata.items() if name not in own}
+    return own | {name: value for name, value in metadata.items() if name not in own and name not in _FOR_PROGRAMS}
+
+
+_FOR_PROGRAMS = {"recipe", "initializers"}
+"""What `swap` reads of the metadata, and says nothing to people."""
 
 
 def _opset(path: Path) -> int | None:

@@ -15,6 +15,7 @@ from ensexport.spec import artifact_format
 
 Array = npt.NDArray[np.generic]
 METADATA_KEY = "ensexport"
+MEMBER_KEY = "ensexport_member"  # in a member's own file, which `extract` wrote
 METADATA_FILE = "ensexport.json"
 HIDDEN_METHOD = "members"  # of a TorchScript file: returns the hidden outputs
 HIDDEN_NODE = "members_of_{}"  # of a `.pt2` file: the node of a hidden output, by its place among them
@@ -97,6 +98,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
         from ensexport.runtime.torch_runner import read_torch_metadata
 
         text = read_torch_metadata(path)
+    return check_metadata(text, path)
+
+
+def check_metadata(text: str, path: Path) -> dict[str, Any]:
+    """Return what a file's metadata says, from its text.
+
+    Args:
+        text: The metadata as the file holds it; empty if it has none.
+        path: The file, for messages.
+
+    Raises:
+        ArtifactError: It was not written by ensexport.
+    """
     hint = "Give a file that ensexport packed."
     if not text:
         raise ArtifactError(f"cannot use '{path}': it carries no ensexport metadata.", hint=hint)

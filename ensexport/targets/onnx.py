@@ -159,7 +159,14 @@ def _cleaned(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], sym
     onnx_passes.strip_debug_info(model)
 
 
-def lay_out_onnx(model: ir.Model, name: str, weights: Mapping[str, Weight], metadata: Mapping[str, str]) -> OnnxFile:
+def lay_out_onnx(
+    model: ir.Model,
+    name: str,
+    weights: Mapping[str, Weight],
+    metadata: Mapping[str, str],
+    *,
+    external_data: bool = False,
+) -> OnnxFile:
     """Work out the bytes of the model's file; external data beside it only where one file cannot hold the weights.
 
     Args:
@@ -167,12 +174,13 @@ def lay_out_onnx(model: ir.Model, name: str, weights: Mapping[str, Weight], meta
         name: Name of the `.onnx` file; external data goes to `<name>.data`.
         weights: The packed initializers by name, without their values.
         metadata: For `metadata_props`.
+        external_data: Put the weights beside it in any case.
     """
     for key, text in sorted(metadata.items()):
         model.metadata_props[key] = text
     model.producer_name = "ensexport"
     model.producer_version = metadata.get("ensexport_version", "")
-    return lay_out(model, weights, name)
+    return lay_out(model, weights, name, max_bytes=0 if external_data else None)
 
 
 def write_onnx(model: ir.Model, path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from ensexport.batching.engine import BatchedGraph
 from ensexport.errors import ExportError
 from ensexport.runtime.runner import HIDDEN_METHOD
+from ensexport.targets.torch_places import script_name
 
 aten = torch.ops.aten
 
@@ -100,7 +101,7 @@ def _scriptable(batched: BatchedGraph, weights: Mapping[str, torch.Tensor]) -> f
     for node in batched.inputs:
         mapping[node] = graph.placeholder(node.name)
     for index, (node, weight) in enumerate(batched.packed.items()):
-        name = f"weight_{index}_" + "".join(c if c.isalnum() else "_" for c in weight.name)
+        name = script_name(index, weight.name)
         root.register_buffer(name, weights[weight.name])
         mapping[node] = graph.get_attr(name)
     device = graph.call_function(getattr, (mapping[batched.inputs[0]], "device"))

@@ -1,0 +1,308 @@
+"""The member half of a recipe: the graph of one member, and how its weights are read out of a packed file.
+
+Written when packing, without a second export: the graph is JSON until somebody asks for a member. Nothing in it is a
+weight, so it costs kilobytes however large the members are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ensexport.batching.builder import GraphBuilder
+from ensexport.batching.converting import convert
+from ensexport.batching.engine import BatchedGraph, member_form
+from ensexport.batching.graph_json import dtype_name, graph_from_json, graph_to_json
+from ensexport.batching.member_graph import MemberGraph
+from ensexport.batching.weights import PackedWeight, WeightProgram
+from ensexport.dtypes import Conversion
+from ensexport.errors import ArtifactError, ExportError
+from ensexport.recipe.own_tensors import OwnTensors
+from ensexport.recipe.recovery import PIECE, Holder, Recovered, pieces_of, recover_state, recover_weights
+from ensexport.recipe.symbols import Ranges, symbolic_program
+from ensexport.spec import Plan, TensorSpec
+
+Json = Any
+_KINDS = ("stacked", "folded", "shared", "member")
+_PIECE = re.compile(re.escape(PIECE).replace(r"\{\}", r"(\d{1,9})"))
+
+
+@dataclass(frozen=True)
+class MemberRecipe:
+    """How one member is taken out of a file.
+
+    Attributes:
+        graph: Its graph; the weight program takes pieces (`piece_3`) and returns the graph's weights.
+        problem: Why there is no such graph, else empty.
+        state: Takes pieces and returns the member's own tensors, those that are in the file bit for bit.
+        tied: Name -> the name under which `state` returns it.
+        lost: The member's other tensors, and why they are not in the file.
+        pieces: Piece -> the initializers that hold it.
+        dtypes: Member -> name -> dtype of tensors that it had in another dtype than most members.
+    """
+
+    graph: BatchedGraph | None
+    problem: str
+    state: WeightProgram
+    tied: Mapping[str, str]
+    lost: Mapping[str, str]
+    pieces: Mapping[int, tuple[PackedWeight, ...]]
+    dtypes: Mapping[int, Mapping[str, torch.dtype]]
+
+
+def member_recipe(
+    batched: BatchedGraph, conversion: Conversion | None, own: OwnTensors, sizes: Mapping[str, int]
+) -> Json:
+    """Write the member half of a file's recipe.
+
+    Args:
+        batched: The file's graph, converted and with whatever outputs.
+        conversion: What it was converted by.
+        own: The members' own tensors.
+        sizes: Sizes of the dynamic dims that a member accepts.
+    """
+    held, mode = batched.weights, batched.member.fake_mode
+    state = recover_state(own.leaves, held, mode)
+    written: dict[str, Json] = {
+        "state": _state_to_json(state, batched, own),
+        "sizes": {name: int(size) for name, size in sizes.items()},
+        "symbols": dict(batched.member.symbols),
+    }
+    programs = [state.program]
+    try:
+        one, weights = _one(batched, conversion)
+        written |= {
+            "graph": graph_to_json(one.graph),
+            "recovery": graph_to_json(weights.program.graph),
+            "weights": [[weight.name, weight.piece] for weight in weights.program.packed],
+        }
+        programs.append(weights.program)
+    except ExportError as error:
+        written["problem"] = error.message
+    used = {piece_number(leaf) for program in programs for leaf in program.leaves}
+    written["pieces"] = {
+        str(piece): [[w.name, w.kind, w.member_index, w.members and list(w.members)] for w in weights]
+        for piece, weights in pieces_of(held).items()
+        if piece in used
+    }
+    return written
+
+
+def _one(batched: BatchedGraph, conversion: Conversion | None) -> tuple[BatchedGraph, Recovered]:
+    """The graph of one member whose weights can all be had, of the member's own ops if possible."""
+    for is_plain in (True, False):
+        one = member_form(batched, is_plain=is_plain)
+        one = one if conversion is None else convert(one, conversion)
+        found = recover_weights(one.weights, batched.weights, batched.member.fake_mode)
+        if not found.lost:
+            return one, found
+    raise ExportError(f"'{found.lost[0]}' cannot be computed from the weights that the file holds.")
+
+
+def _state_to_json(state: Recovered, batched: BatchedGraph, own: OwnTensors) -> Json:
+    found = {weight.name: weight.piece for weight in state.program.packed}
+    tensors: dict[str, Json] = {}
+    for name, leaf in own.leaf_of.items():
+        why = own.changed.get(name) or ("" if leaf in found else why_lost(leaf, batched.weights))
+        tensors[name] = {"why": why} if why else {"at": found[leaf]}
+    dtypes = {
+        str(index): {name: dtype_name(dtype) for name, dtype in kinds.items()} for index, kinds in own.dtypes.items()
+    }
+    return {"graph": graph_to_json(state.program.graph), "tensors": tensors, "dtypes": dtypes}
+
+
+def kept_names(recipe: Json) -> tuple[str, ...]:
+    """Names of the members' tensors that cannot be read back out of a file bit for bit: what a package keeps apart.
+
+    Args:
+        recipe: What `member_recipe` returned.
+    """
+    return tuple(sorted(name for name, entry in recipe["state"]["tensors"].items() if "at" not in entry))
+
+
+def why_lost(leaf: str, program: WeightProgram) -> str:
+    """Say why a state tensor is not among a file's pieces."""
+    graph = program.graph
+    source = next((node for node in graph.nodes if node.meta.get("leaf") == leaf), None)
+    if source is None:
+        return "nothing in the graph reads it"
+    touched = {source}
+    for node in graph.nodes:
+        if any(arg in touched for arg in node.all_input_nodes):
+            touched.add(node)
+    pieces: Sequence[fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
+    holders = [weight for weight in program.packed if pieces[weight.piece] in touched]
+    same = next((weight for weight in holders if pieces[weight.piece] is source), None)
+    if same is not None:
+        return f"it is kept as {dtype_name(same.dtype)}"
+    names = list(dict.fromkeys(weight.name for weight in holders))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"it is folded into {', '.join(map(repr, names[:3]))}{more}"
+
+
+def piece_number(leaf: str) -> int:
+    """The number of the piece that a leaf of a recovery program stands for.
+
+    Raises:
+        ArtifactError: It stands for none.
+    """
+    matched = _PIECE.fullmatch(leaf)
+    if matched is None:
+        raise ArtifactError(f"cannot read the file's recipe: {leaf[:80]!r} is no piece of it.")
+    return int(matched[1])
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_member_recipe(
+    recipe: Json,
+    specs: Sequence[TensorSpec],
+    ranges: Ranges,
+    outputs: Sequence[str],
+    *,
+    with_graph: bool = True,
+) -> MemberRecipe:
+    """Read what `member_recipe` wrote; it may come from anybody.
+
+    Args:
+        recipe: The JSON.
+        specs: The inputs as one member sees them, in the file's dtypes.
+        ranges: Dynamic dim -> smallest and largest size (None = no end).
+        outputs: Names of one member's outputs, in order.
+        with_graph: Read the member's graph too.
+
+    Raises:
+        ArtifactError: It is no recipe, or asks for what a file may not ask for.
+    """
+    state = _field(recipe, "state", dict)
+    program = _program(_field(state, "graph", dict))
+    tensors = _field(state, "tensors", dict)
+    results = _results(program.graph)
+    tied, packed, lost = {}, {}, {}
+    for name, entry in tensors.items():
+        at = entry.get("at") if isinstance(entry, dict) else None
+        if at is None:
+            lost[str(name)] = str(_field(entry, "why", str))
+            continue
+        fake = _item(results, at).meta["val"]
+        weight = PackedWeight(str(name), at, "shared", None, tuple(fake.shape), fake.dtype)
+        tied[str(name)] = packed.setdefault(at, weight).name
+    pieces = {
+        piece_number(PIECE.format(key)): tuple(_initializer(entry, int(key)) for entry in entries)
+        for key, entries in _field(recipe, "pieces", dict).items()
+        if key.isdecimal() and isinstance(entries, list)
+    }
+    dtypes = {
+        int(index): {str(name): _dtype(kind) for name, kind in kinds.items()}
+        for index, kinds in _field(state, "dtypes", dict).items()
+    }
+    problem = str(recipe.get("problem", ""))
+    graph = _graph(recipe, specs, ranges, outputs) if with_graph and not problem else None
+    own = replace(program, packed=tuple(packed.values()))
+    return MemberRecipe(graph, problem, own, tied, lost, pieces, dtypes)
+
+
+def _graph(recipe: Json, specs: Sequence[TensorSpec], ranges: Ranges, outputs: Sequence[str]) -> BatchedGraph:
+    sizes = _field(recipe, "sizes", dict)
+    program = symbolic_program(specs, sizes, ranges)
+    fakes = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    dims = {
+        dim: size
+        for spec, fake in zip(specs, fakes, strict=True)
+        for dim, size in zip(spec.dims, fake.shape, strict=True)
+        if isinstance(dim, str)
+    }
+    symbols = {str(symbol): dims[dim] for symbol, dim in _field(recipe, "symbols", dict).items() if dim in dims}
+    builder = GraphBuilder(fakes[0].fake_mode)
+
+    def make(shape: tuple[Any, ...], dtype: torch.dtype) -> torch.Tensor:
+        with builder.symbolic():
+            return torch.empty(shape, dtype=dtype)
+
+    graph = graph_from_json(_field(recipe, "graph", dict), make=make, symbols=symbols)
+    recovery = _program(_field(recipe, "recovery", dict))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    names = _field(recipe, "weights", list)
+    inputs = placeholders[len(names) :]
+    if len(inputs) != len(specs) or len(_results(graph)) != len(outputs):
+        raise ArtifactError("cannot read the file's recipe: its graph has other inputs or outputs than the file.")
+    results, packed = _results(recovery.graph), []
+    for node, entry in zip(placeholders, names, strict=False):
+        name, place = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        fake, made = node.meta["val"], _item(results, place).meta["val"]
+        if not isinstance(name, str) or tuple(fake.shape) != tuple(made.shape):
+            raise ArtifactError("cannot read the file's recipe: a weight has another shape than the graph reads.")
+        packed.append(PackedWeight(name, place, "shared", None, tuple(made.shape), fake.dtype))
+        node.meta["packed"] = packed[-1]
+    member = MemberGraph(
+        program,
+        graph,
+        tuple(specs),
+        tuple(outputs),
+        {spec.name: node for spec, node in zip(specs, inputs, strict=True)},
+        {},
+        {},
+        _results(graph),
+        dict(ranges),
+        {str(size.node.expr): dim for dim, size in dims.items() if isinstance(size, torch.SymInt)},
+    )
+    plan = Plan("member")
+    return BatchedGraph(graph, replace(recovery, packed=tuple(packed)), member, 1, (), 0, plan)
+
+
+def _program(data: Json) -> WeightProgram:
+    """A program that takes pieces."""
+    graph = graph_from_json(data)
+    leaves = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
+    for node in graph.nodes:
+        if not isinstance(node.meta.get("val"), torch.Tensor) and node.op == "placeholder":
+            raise ArtifactError("cannot read the file's recipe: a piece has no shape.")
+    for leaf in leaves:
+        piece_number(leaf)
+    return WeightProgram(Holder(graph), leaves, {}, ())
+
+
+def _results(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    results = graph.output_node().args[0]
+    if not isinstance(results, tuple) or not all(
+        isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor) for node in results
+    ):
+        raise ArtifactError("cannot read the file's recipe: a graph returns something other than tensors.")
+    return results
+
+
+def _item(results: Sequence[fx.Node], place: Any) -> fx.Node:
+    if type(place) is not int or not 0 <= place < len(results):
+        raise ArtifactError(f"cannot read the file's recipe: there is no result {str(place)[:80]}.")
+    return results[place]
+
+
+def _initializer(entry: Json, piece: int) -> PackedWeight:
+    name, kind, index, members = entry if isinstance(entry, list) and len(entry) == 4 else (None, None, None, None)
+    is_range = members is None or (
+        isinstance(members, list) and len(members) == 2 and all(type(end) is int for end in members)
+    )
+    if not isinstance(name, str) or kind not in _KINDS or not (index is None or type(index) is int) or not is_range:
+        raise ArtifactError(f"cannot read the file's recipe: {str(entry)[:80]} is no initializer.")
+    return PackedWeight(name, piece, kind, index, (), torch.uint8, None if members is None else tuple(members))  # type: ignore[arg-type]
+
+
+def _dtype(name: Any) -> torch.dtype:
+    from ensexport.batching.graph_json import dtype_of_name
+
+    return dtype_of_name(name)
+
+
+def _field(data: Any, name: str, kind: type) -> Any:
+    value = data.get(name) if isinstance(data, dict) else None
+    if type(value) is not kind:
+        raise ArtifactError(
+            f"cannot read the file's recipe: '{name}' is missing, or no {kind.__name__}.", hint="Pack again."
+        )
+    return value

@@ -1,0 +1,128 @@
+"""Which targets are refused: whatever is in the way and is not ours to replace."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from ensexport.errors import OutputError, TargetExistsError, UsageError
+from ensexport.staging.system import check_writable
+
+MANIFEST = "manifest.json"
+_OTHER_NAME = "Choose another name."
+_MOST_MANIFEST_BYTES = 2**28
+
+
+def check_names(files: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Refuse targets that are in each other's way.
+
+    Raises:
+        UsageError: The same target is named twice, or one lies in a folder that is another.
+    """
+    seen: set[str] = set()
+    for target in (*files, *folders):
+        if os.path.realpath(target) in seen:
+            raise UsageError(f"'{target}' is named twice as output.", hint="Give each output its own name.")
+        seen.add(os.path.realpath(target))
+    for folder in folders:
+        for target in (*files, *folders):
+            if Path(os.path.realpath(folder)) in Path(os.path.realpath(target)).parents:
+                raise UsageError(
+                    f"output '{target}' lies in output '{folder}'.", hint="Write it beside that folder instead."
+                )
+
+
+def check_file(target: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be written.
+
+    Raises:
+        TargetExistsError: It exists and `force` is False.
+        OutputError: Its folder is missing or may not be written to, or it is a folder.
+    """
+    _check_parent(target)
+    if target.is_dir():
+        raise OutputError(f"cannot write '{target}': it is a folder.", hint=_OTHER_NAME)
+    if not force and os.path.lexists(target):
+        raise in_the_way(target)
+    check_writable(target.parent, target)
+
+
+def check_folder(target: Path, *, force: bool) -> None:
+    """Refuse a folder that cannot be written.
+
+    Raises:
+        TargetExistsError: It exists and `force` is False.
+        OutputError: Its parent is missing or may not be written to, or what is there is not ours to replace.
+    """
+    if target.name in ("", ".."):
+        raise OutputError(f"cannot write '{target}': a new folder needs a name of its own.", hint=_OTHER_NAME)
+    _check_parent(target)
+    if os.path.lexists(target):
+        check_replaceable(target, target)
+        if not force:
+            raise in_the_way(target)
+    check_writable(target.parent, target)
+
+
+def check_replaceable(there: Path, target: Path) -> None:
+    """Refuse to replace anything but an empty folder or a package of ours.
+
+    Args:
+        there: What is to be replaced.
+        target: What the user called it.
+
+    Raises:
+        OutputError: It is something else.
+    """
+    what = ""
+    if there.is_symlink():
+        what = "it is a link"
+    elif not there.is_dir():
+        what = "it is a file, and the output is a folder"
+    elif os.path.ismount(there):
+        what = "another file system is mounted there"
+    elif _holds(there, os.curdir):
+        what = "it is or holds the current folder"
+    elif _holds(there, os.path.expanduser("~")):
+        what = "it is or holds the home folder"
+    elif any(there.iterdir()) and not is_package(there):
+        what = f"it is a folder without a {MANIFEST} of ensexport"
+    if what:
+        raise OutputError(f"cannot write '{target}': {what}.", hint=f"It is never replaced. {_OTHER_NAME}")
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a folder's manifest, a plain file, says that this tool made it."""
+    try:
+        status = os.lstat(folder / MANIFEST)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_MANIFEST_BYTES:
+            return False
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    tool = manifest.get("tool") if isinstance(manifest, dict) else None
+    return isinstance(tool, dict) and tool.get("name") == "ensexport"
+
+
+def in_the_way(target: Path, when: str = "") -> TargetExistsError:
+    """The error for a target that exists."""
+    return TargetExistsError(
+        f"cannot write '{target}': it exists.{when}", hint="Use --force to replace it, or another name."
+    )
+
+
+def _check_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        what = "is not a folder" if target.parent.exists() else "does not exist"
+        raise OutputError(f"cannot write '{target}': '{target.parent}' {what}.", hint="Create the folder first.")
+
+
+def _holds(folder: Path, other: str) -> bool:
+    try:
+        inner, outer = Path(os.path.realpath(other)), Path(os.path.realpath(folder))
+    except FileNotFoundError:  # the current folder was removed
+        return False
+    return outer == inner or outer in inner.parents

@@ -1,0 +1,77 @@
+"""What is about to be moved, written down first, so that the next run can put back what a killed one moved away.
+
+A rename is whole or not done; between two of them a process may be killed. Then a file beside a target (external data)
+may be in place without its target, or an old folder moved away and the new one not in place: both are undone. A target
+that is in place stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ensexport.staging.moves import FileMove, FolderMove, Move
+
+JOURNAL = "journal"
+
+
+def write_journal(room: Path, moves: Sequence[Move]) -> None:
+    """Write down all moves out of one staging folder.
+
+    Args:
+        room: The staging folder.
+        moves: What will be moved, in order; each target follows the files beside it.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    entries = [
+        {"name": move.target.name, "is_folder": isinstance(move, FolderMove), "is_target": move.is_target,
+         "mark": move.mark}
+        for move in moves
+    ]  # fmt: skip
+    with (room / JOURNAL).open("w", encoding="ascii") as file:
+        json.dump(entries, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def end_journal(room: Path) -> None:
+    """From here on everything is in place, and nothing must be put back."""
+    os.unlink(room / JOURNAL)
+
+
+def recover(room: Path) -> None:
+    """Undo what a dead process had begun and not ended.
+
+    Args:
+        room: Its staging folder.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    group: list[Move] = []
+    for move in _read(room):
+        group.append(move)
+        if move.is_target:
+            if not move.is_placed():
+                for one in reversed(group):
+                    one.undo()
+            group = []
+
+
+def _read(room: Path) -> list[Move]:
+    try:
+        entries = json.loads((room / JOURNAL).read_bytes())
+        moves: list[Move] = []
+        for entry in entries:
+            name, is_target = str(entry["name"]), bool(entry["is_target"])
+            if not name or name in (".", "..") or os.path.basename(name) != name:
+                return []
+            kind = FolderMove if entry["is_folder"] else FileMove
+            moves.append(kind(room, Path(name), is_target=is_target, mark=[int(part) for part in entry["mark"]]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        return []  # none was made, or it was not yet whole: nothing was moved
+    return moves
