@@ -13,7 +13,7 @@ from tests.cli.readmes import blocks, check_block, commands, matches
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md", "docs/benchmarks.md"]
-PAGES += ["docs/errors.md", "docs/outputs.md", "docs/triton.md"]
+PAGES += ["docs/errors.md", "docs/outputs.md", "docs/packages.md", "docs/triton.md"]
 PAGES += ["samples/ani/README.md", "samples/benchmarks/README.md", "samples/ci/README.md"]
 PAGES += ["docs/scale.md", "samples/scale/README.md", "docs/members-curve.md"]
 FOLDS = """
@@ -55,7 +55,7 @@ def test_a_sample_is_shown_as_its_own_readme_shows_it(number):
         assert matches(command.shown, known[command.line])
 
 
-@pytest.mark.parametrize("name", ["pack", "validate", "bench"])
+@pytest.mark.parametrize("name", ["pack", "validate", "bench", "verify"])
 def test_every_option_is_explained(name):
     section = TEXT.partition(f"### `ensexport {name} ")[2].partition("\n##")[0]
     assert section

@@ -31,6 +31,7 @@ class _Size(click.ParamType[float]):
 
 checkpoints = click.argument("checkpoints", nargs=-1, required=True, metavar="CKPTS...")
 artifact = click.argument("artifact", metavar="ARTIFACT")
+package = click.argument("package", metavar="PACKAGE")
 model = click.option(
     "--model",
     metavar="SPEC",
@@ -56,7 +57,7 @@ allow_pickle = click.option(
 trust_code = click.option(
     "--trust-code",
     is_flag=True,
-    help="Open TorchScript and .pt2 programs as members. Only for files of people you trust.",
+    help="Open TorchScript and .pt2 programs, which run code. Only for files of people you trust.",
 )
 allow_nonfinite = click.option("--allow-nonfinite", is_flag=True, help="Take members that hold NaN or Inf.")
 loading = (model, model_args, weights, key, strip_prefix, allow_pickle, trust_code, allow_nonfinite)
@@ -121,6 +122,13 @@ provider = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda", "tensorrt"]),
     help="Where ONNX files are checked and timed, if not where the target says: pack for a GPU on a machine without.",
+)
+providers = click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    type=click.Choice(["cpu", "cuda", "tensorrt", "all"]),
+    help="Where to run; all: wherever it works here. Repeat for more. Default: cpu.",
 )
 strategy = click.option(
     "--strategy",

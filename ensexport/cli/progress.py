@@ -33,6 +33,7 @@ _WORDS = {
     "start": "starting one process an alternative",
     "measure": "measuring",
     "curve": "running the data",
+    "samples": "running the samples",
     "profile": "counting kernels and work",
 }
 _IN_BYTES = {"load", "weights", "digest"}

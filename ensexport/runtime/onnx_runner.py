@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import io
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -200,6 +203,11 @@ def tf32_options(provider: str, *, tf32: bool) -> dict[str, str]:
     return {"use_tf32": "1"} if tf32 and provider == "cuda" else {}
 
 
+def offered_providers() -> list[str]:
+    """The providers that this ONNX Runtime was built with; whether one works is for `check_provider` to say."""
+    return [name for name, wanted in PROVIDERS.items() if wanted in ort.get_available_providers()]
+
+
 @functools.cache
 def check_provider(provider: str) -> None:
     """Find out whether a provider runs here, on the smallest graph there is.
@@ -250,6 +258,10 @@ def _ort_value(name: str, array: Array, kind: str) -> Any:
 def _numpy(value: Any, kind: str) -> Array:
     if kind not in _NOT_NUMPY:
         return value.numpy()  # type: ignore[no-any-return]
+    if value.device_name() == "cpu":  # where there may be no torch
+        shape = value.shape()
+        data = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+        return np.frombuffer(bytearray(data), ml_dtypes.bfloat16).reshape(shape)
     import torch
     from torch.utils.dlpack import from_dlpack
 

@@ -25,6 +25,8 @@ CASES = {
     "pack-help": (["pack", "--help"], 0, "--per-member"),
     "validate-help": (["validate", "--help"], 0, "--rtol"),
     "bench-help": (["bench", "-h"], 0, "--min-speedup"),
+    "verify-help": (["verify", "--help"], 0, "PACKAGE"),
+    "verify-no-provider": (["verify", "ensemble", "--provider", "rocm"], 2, "'rocm'"),
     "unknown-command": (["pakc"], 2, "No such command"),
     "unknown-option": (["pack", "ckpts", "--frob"], 2, "No such option"),
     "no-output": (["pack", "ckpts"], 2, "'-o'"),
