@@ -226,7 +226,7 @@ def export(
         if request.packages:
             making = PackageMaking(ensemble, batched, emitted, weights, conversion, metadata, opset, provider)
             with clock.stage("package"):
-                contents = making.contents(proof, package, _first_onnx(outputs), lambda _path: False)
+                contents = making.contents(proof, package, _first_onnx(outputs))
                 artifacts += tuple(_packages(request.packages, staging, contents, clock))
         with clock.stage("write"):
             staging.commit()

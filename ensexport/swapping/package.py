@@ -69,7 +69,9 @@ def swap_package(
     """
     source, target = Path(artifact), Path(output)
     if not is_package_target(target):
-        raise UsageError(f"cannot write '{target}': expected a folder, as '{source}' is one.", hint="Leave out the suffix.")
+        raise UsageError(
+            f"cannot write '{target}': expected a folder, as '{source}' is one.", hint="Leave out the suffix."
+        )
     with Staging([], folders=[target], force=force) as staging:
         clock = Clock(on_stage)
         with clock.stage("read"):
