@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ensexport.batching.engine import BatchedGraph
@@ -10,7 +11,7 @@ from ensexport.recipe.coding import KEY, encode
 from ensexport.recipe.weights import weights_to_json
 
 
-def make_recipe(batched: BatchedGraph, *, fills_buffers: bool) -> dict[str, str]:
+def make_recipe(batched: BatchedGraph, *, fills_buffers: bool, sizes: Mapping[str, int]) -> dict[str, str]:
     """Return the entry of a file's metadata that holds its recipe.
 
     What cannot be written is left out, and the recipe says why: such a file is as good as any, but no member of it
@@ -19,10 +20,11 @@ def make_recipe(batched: BatchedGraph, *, fills_buffers: bool) -> dict[str, str]
     Args:
         batched: The graph, as it is written.
         fills_buffers: Does the architecture fill buffers when it is called first?
+        sizes: Size of each dynamic dim at which the members were seen to run.
     """
     recipe: dict[str, Any] = {}
     try:
-        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers)
+        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers, sizes=sizes)
     except ExportError as error:
         recipe["no_weights"] = error.message
     return {KEY: encode(recipe)}
