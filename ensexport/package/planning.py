@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ensexport.errors import UsageError
+from ensexport.output_files import Output
 from ensexport.package.choice import PackageChoice, PackagePlan, is_package_target, plan_packages
 from ensexport.spec import SUFFIX_BY_FORMAT, artifact_format
 from ensexport.staging import Staging
-
-if TYPE_CHECKING:
-    from ensexport.artifacts import Output
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,6 @@ class OutputPlan:
 
     def outputs(self, staging: Staging) -> list[Output]:
         """Where the model files are written, and what they will be called; makes the folders they need."""
-        from ensexport.artifacts import Output
-
         outputs = [Output(artifact_format(path), staging.path(path), path) for path in self.files]
         for plan in self.packages:
             for kind, name in plan.models.items():
