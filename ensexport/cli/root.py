@@ -18,7 +18,7 @@ from ensexport.cli.options import example
 from ensexport.cli.streams import drop_streams, end_stdout, prepare_streams
 from ensexport.version import __version__
 
-_COMMANDS = ("pack", "inspect", "validate", "bench")
+_COMMANDS = ("pack", "inspect", "validate", "bench", "extract")
 
 
 class _Root(click.Group):

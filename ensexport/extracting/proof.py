@@ -109,9 +109,9 @@ def _packed(
     """Member K's outputs of the packed file."""
     runner: OnnxRunner | HiddenRunner
     if file.hidden:
-        runner = HiddenRunner(file.path, provider=provider, optimization=level, hidden=file.hidden)
+        runner = HiddenRunner(file.path, provider=provider, optimization=level, hidden=file.hidden, is_silent=True)
     else:
-        runner = OnnxRunner(file.path, provider=provider, optimization=level, options=options_for(file.path))
+        runner = _runner(file.path, level, provider)
     results: list[Outputs | None] = []
     for probe in probes:
         outputs = _run(runner, arrays(probe.feed))
@@ -129,10 +129,14 @@ def _extracted(
     file: PackedFile, path: Path, level: str, probes: Sequence[Probe], member_index: int, provider: str
 ) -> list[Outputs | None]:
     try:
-        runner = OnnxRunner(path, provider=provider, optimization=level, options=options_for(path))
+        runner = _runner(path, level, provider)
     except EnsexportError as error:
         raise ExportError(f"the member's own graph does not load: {error.message}", hint=error.hint) from error
     return [_run(runner, arrays(probe.member_feed(member_index, file.metadata["per_member"]))) for probe in probes]
+
+
+def _runner(path: Path, level: str, provider: str) -> OnnxRunner:
+    return OnnxRunner(path, provider=provider, optimization=level, options=options_for(path), is_silent=True)
 
 
 def _run(runner: OnnxRunner | HiddenRunner, feed: Mapping[str, Array]) -> Outputs | None:

@@ -80,7 +80,7 @@ def member_recipe(
         written |= {
             "graph": graph_to_json(one.graph),
             "recovery": graph_to_json(weights.program.graph),
-            "weights": [[weight.name, weight.piece] for weight in weights.program.packed],
+            "weights": [[weight.name, weight.piece, weight.kind] for weight in weights.program.packed],
         }
         programs.append(weights.program)
     except ExportError as error:
@@ -132,10 +132,11 @@ def why_lost(leaf: str, program: WeightProgram) -> str:
     source = next((node for node in graph.nodes if node.meta.get("leaf") == leaf), None)
     if source is None:
         return "nothing in the graph reads it"
-    touched = {source}
-    for node in graph.nodes:
-        if any(arg in touched for arg in node.all_input_nodes):
-            touched.add(node)
+    touched, left = {source}, [source]
+    while left:
+        found = left.pop().users.keys() - touched
+        touched |= found
+        left += found
     pieces: Sequence[fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
     holders = [weight for weight in program.packed if pieces[weight.piece] in touched]
     same = next((weight for weight in holders if pieces[weight.piece] is source), None)
@@ -235,12 +236,15 @@ def _graph(recipe: Json, specs: Sequence[TensorSpec], ranges: Ranges, outputs: S
         raise ArtifactError("cannot read the file's recipe: its graph has other inputs or outputs than the file.")
     results, packed = _results(recovery.graph), []
     for node, entry in zip(placeholders, names, strict=False):
-        name, place = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        name, place, kind = entry if isinstance(entry, list) and len(entry) == 3 else (None, None, None)
         fake, made = node.meta["val"], _item(results, place).meta["val"]
-        if not isinstance(name, str) or tuple(fake.shape) != tuple(made.shape):
-            raise ArtifactError("cannot read the file's recipe: a weight has another shape than the graph reads.")
-        packed.append(PackedWeight(name, place, "shared", None, tuple(made.shape), fake.dtype))
+        index = 0 if kind == "member" else None
+        if not isinstance(name, str) or kind not in _KINDS:
+            raise ArtifactError(f"cannot read the file's recipe: {str(entry)[:80]} is no weight.")
+        packed.append(PackedWeight(name, place, kind, index, tuple(made.shape), fake.dtype))
         node.meta["packed"] = packed[-1]
+        if packed[-1].shape(1) != tuple(fake.shape):
+            raise ArtifactError("cannot read the file's recipe: a weight has another shape than the graph reads.")
     member = MemberGraph(
         program,
         graph,
