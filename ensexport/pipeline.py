@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ensexport.artifacts import Output, data_file, describe_artifact, for_target, make_metadata, write_artifacts
+from ensexport.artifacts import Output, for_target, make_metadata, write_artifacts
 from ensexport.batching.activations import activation_bytes
 from ensexport.batching.converting import convert, dtype_of
 from ensexport.batching.engine import BatchedGraph, batch_graph
@@ -28,6 +28,7 @@ from ensexport.estimates import Estimate, estimate
 from ensexport.heads import add_heads
 from ensexport.members import Members
 from ensexport.members.equality import EqualTensors
+from ensexport.output_files import data_file, describe_artifact
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
 from ensexport.recipe.making import make_recipe
 from ensexport.recipe.own_tensors import OwnTensors, own_tensors

@@ -64,6 +64,21 @@ def pack_lines(report: dict[str, Any]) -> Iterator[str]:
     for fallback in report["plan"]["fallbacks"]:
         yield f"  {fallback['op']} ({fallback['source'] or 'no source line'}) went to {fallback['step']}"
     yield from validation_lines(report["validation"])
+    yield from artifact_lines(report)
+
+
+def swap_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The result of `swap`."""
+    member = report["member"]
+    yield f"member {member['index']} is {show_path(member['path'])} now, sha256 {member['sha256'][:12]}..."
+    old = member["replaced"]
+    yield f"  it was {old['name']}" + (f", sha256 {old['sha256'][:12]}..." if old["sha256"] else "")
+    yield from validation_lines(report["validation"])
+    yield from artifact_lines(report)
+
+
+def artifact_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The files that were written, and how long it took."""
     yield "artifacts"
     for artifact in report["artifacts"]:
         yield f"  {show_path(artifact['path'])}  {size_text(artifact['size_bytes'])}  sha256 {artifact['sha256']}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensexport.artifacts import data_file, describe_artifact
+from ensexport.output_files import data_file, describe_artifact
 from ensexport.clock import Clock, OnStage
 from ensexport.errors import ExportError, UsageError
 from ensexport.extracting.packed_file import PackedFile, Pieces, open_packed

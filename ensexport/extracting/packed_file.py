@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
-from ensexport.artifacts import RENAMED_KEY
+from ensexport.output_files import RENAMED_KEY
 from ensexport.batching.weights import PackedWeight
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json, hidden_of

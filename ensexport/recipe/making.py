@@ -30,13 +30,13 @@ def make_recipe(
     Args:
         batched: The graph, as it is written.
         fills_buffers: Does the architecture fill buffers when it is called first?
+        sizes: Size of each dynamic dim at which the members were seen to run.
         conversion: What the graph was converted by.
         own: The members' own tensors.
-        sizes: Sizes of the dynamic dims that a member accepts.
     """
     recipe: dict[str, Any] = {"member": member_recipe(batched, conversion, own, sizes)}
     try:
-        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers)
+        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers, sizes=sizes)
     except ExportError as error:
         recipe["no_weights"] = error.message
     return {KEY: encode(recipe)}

@@ -81,6 +81,11 @@ def read_records(path: Path) -> tuple[Record, ...]:
     return records
 
 
+def record_start(path: Path) -> dict[str, int]:
+    """Name of a record -> where in the archive its bytes begin."""
+    return {record.name: record.begin for record in read_records(path)}
+
+
 def _record(info: zipfile.ZipInfo, file: BinaryIO) -> Record:
     file.seek(info.header_offset)
     fields = _LOCAL.unpack(file.read(_LOCAL.size))

@@ -1,0 +1,62 @@
+"""`ensexport swap`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensexport.cli import options
+from ensexport.cli.invocation import Invocation
+from ensexport.cli.settings import Settings
+from ensexport.cli.streams import write_json
+from ensexport.cli.text import swap_lines
+from ensexport.members.discovery import find_checkpoints
+from ensexport.spec import artifact_format
+from ensexport.staging import Staging
+
+
+@click.command(
+    "swap",
+    short_help="Replace one member of an artifact, without a new export.",
+    epilog=options.example("ensexport swap ensemble.onnx --member 1 ckpts/s2.pt --model model.py:Net -o swapped.onnx"),
+)
+@options.apply(
+    options.artifact,
+    click.argument("checkpoint", metavar="CKPT"),
+    click.option(
+        "--member", type=click.IntRange(min=0), required=True, metavar="K", help="The member to replace, from 0."
+    ),
+    click.option("-o", "output", required=True, metavar="OUT", help="The file to write, of ARTIFACT's format."),
+    *options.loading,
+    options.config,
+    options.target,
+    options.provider,
+    options.atol,
+    options.rtol,
+    options.force,
+    options.as_json,
+)
+@click.pass_obj
+def command(obj: Invocation, /, artifact: str, checkpoint: str, member: int, output: str, config: str | None,
+            force: bool, as_json: bool, **typed: Any) -> None:  # fmt: skip
+    """Write OUT: ARTIFACT with the checkpoint CKPT in the place of member K, proven equal to it.
+
+    The graph and the other members' bytes stay as they are. The number of members is part of the graph: to add one or
+    to leave one out, pack again.
+    """
+    settings = Settings(typed, config, [checkpoint])
+    loading = settings.loading()
+    artifact_format(artifact)
+    Staging([Path(output)], force=force)
+    find_checkpoints([checkpoint])
+    with obj.working() as listen:
+        from ensexport.swapping.run import swap
+
+        report = swap(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
+                      provider=settings.provider, force=force, on_stage=listen).to_dict()  # fmt: skip
+    settings.say_warnings(report["warnings"], quiet=obj.quiet)
+    report["warnings"] = [*settings.warnings, *report["warnings"]]
+    answer = {"command": "swap", "ok": True, **report}
+    write_json(answer) if as_json else click.echo("\n".join(swap_lines(answer)))
