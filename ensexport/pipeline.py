@@ -165,7 +165,7 @@ def export(
         on_estimate(expected)
     expected.check_memory()
     expected.check_disk(targets)
-    with Staging(request.files, folders=request.folders, force=force) as staging:
+    with request.staging(force=force) as staging:
         with clock.stage("capture"):
             source = capture_source(ensemble, specs, per_member, output_names)
         emitted = emission.resolve(source.names)

@@ -35,6 +35,17 @@ class OutputPlan:
         """The folders that are put in place as a whole."""
         return tuple(dict.fromkeys(plan.target for plan in self.packages))
 
+    @property
+    def watched(self) -> tuple[Path, ...]:
+        """Folders that a server may be reading while this run writes into them."""
+        return tuple(
+            dict.fromkeys(p.target.parent for p in self.packages if p.layout == "triton" and p.target.name == p.name)
+        )
+
+    def staging(self, *, force: bool) -> Staging:
+        """The writer of all this; refuses targets that cannot be written."""
+        return Staging(self.files, folders=self.folders, watched=self.watched, force=force)
+
     def outputs(self, staging: Staging) -> list[Output]:
         """Where the model files are written, and what they will be called; makes the folders they need."""
         outputs = [Output(artifact_format(path), staging.path(path), path) for path in self.files]
