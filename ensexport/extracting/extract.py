@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensexport.output_files import data_file, describe_artifact
 from ensexport.clock import Clock, OnStage
 from ensexport.errors import ExportError, UsageError
 from ensexport.extracting.packed_file import PackedFile, Pieces, open_packed
 from ensexport.extracting.proof import prove_member
 from ensexport.extracting.tensors import OwnState, read_state, write_state
+from ensexport.output_files import data_file, describe_artifact
 from ensexport.recipe.member import MemberRecipe
 from ensexport.runtime.describing import describe_artifact as describe_file
 from ensexport.runtime.runner import MEMBER_KEY
@@ -177,9 +177,8 @@ def _write_graph(
         text = json.dumps(_metadata(file, member_index), sort_keys=True)
         weights = {w.name: weight_of(w.shape(1), w.dtype) for w in one.weights.packed}
         layout = lay_out_onnx(model, target.name, weights, {MEMBER_KEY: text, "ensexport_version": __version__})
-    with clock.stage("weights"), writing(target):
-        with WeightFile(layout.write(staged), layout.places) as weight_file:
-            fill([weight_file], one.weights, Pieces(file, recipe, member_index), lambda _done: None)
+    with clock.stage("weights"), writing(target), WeightFile(layout.write(staged), layout.places) as weight_file:
+        fill([weight_file], one.weights, Pieces(file, recipe, member_index), lambda _done: None)
 
 
 def _metadata(file: PackedFile, member_index: int) -> dict[str, Any]:

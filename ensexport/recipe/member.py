@@ -6,7 +6,6 @@ weight, so it costs kilobytes however large the members are.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from torch import fx
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.converting import convert
 from ensexport.batching.engine import BatchedGraph, member_form
-from ensexport.batching.graph_json import dtype_name, graph_from_json, graph_to_json
+from ensexport.batching.graph_json import dtype_name, dtype_of_name, graph_from_json, graph_to_json
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.dtypes import Conversion
@@ -186,7 +185,9 @@ def read_member_recipe(
     program = _program(_field(state, "graph", dict))
     tensors = _field(state, "tensors", dict)
     results = _results(program.graph)
-    tied, packed, lost = {}, {}, {}
+    tied: dict[str, str] = {}
+    lost: dict[str, str] = {}
+    packed: dict[int, PackedWeight] = {}
     for name, entry in tensors.items():
         at = entry.get("at") if isinstance(entry, dict) else None
         if at is None:
@@ -201,7 +202,7 @@ def read_member_recipe(
         if key.isdecimal() and isinstance(entries, list)
     }
     dtypes = {
-        int(index): {str(name): _dtype(kind) for name, kind in kinds.items()}
+        int(index): {str(name): dtype_of_name(kind) for name, kind in kinds.items()}
         for index, kinds in _field(state, "dtypes", dict).items()
     }
     problem = str(recipe.get("problem", ""))
@@ -239,7 +240,7 @@ def _graph(recipe: Json, specs: Sequence[TensorSpec], ranges: Ranges, outputs: S
         name, place, kind = entry if isinstance(entry, list) and len(entry) == 3 else (None, None, None)
         fake, made = node.meta["val"], _item(results, place).meta["val"]
         index = 0 if kind == "member" else None
-        if not isinstance(name, str) or kind not in _KINDS:
+        if not isinstance(name, str) or kind not in _KINDS or type(place) is not int:
             raise ArtifactError(f"cannot read the file's recipe: {str(entry)[:80]} is no weight.")
         packed.append(PackedWeight(name, place, kind, index, tuple(made.shape), fake.dtype))
         node.meta["packed"] = packed[-1]
@@ -274,7 +275,7 @@ def _program(data: Json) -> WeightProgram:
 
 
 def _results(graph: fx.Graph) -> tuple[fx.Node, ...]:
-    results = graph.output_node().args[0]
+    results: Any = graph.output_node().args[0]
     if not isinstance(results, tuple) or not all(
         isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor) for node in results
     ):
@@ -295,13 +296,8 @@ def _initializer(entry: Json, piece: int) -> PackedWeight:
     )
     if not isinstance(name, str) or kind not in _KINDS or not (index is None or type(index) is int) or not is_range:
         raise ArtifactError(f"cannot read the file's recipe: {str(entry)[:80]} is no initializer.")
-    return PackedWeight(name, piece, kind, index, (), torch.uint8, None if members is None else tuple(members))  # type: ignore[arg-type]
-
-
-def _dtype(name: Any) -> torch.dtype:
-    from ensexport.batching.graph_json import dtype_of_name
-
-    return dtype_of_name(name)
+    bounds = None if members is None else (members[0], members[1])
+    return PackedWeight(name, piece, kind, index, (), torch.uint8, bounds)
 
 
 def _field(data: Any, name: str, kind: type) -> Any:
