@@ -65,7 +65,7 @@ class Project:
         return contents(self.folder / "packed")
 
     def is_whole(self, output="pkg", *, is_replacing):
-        """Whether the target is the old one, byte for byte, or one that `verify` takes, or not there where it was not."""
+        """Whether the target is the old one, byte for byte, or one that `verify` takes; a new one may be absent."""
         target = self.out / output
         if not target.exists():
             return not is_replacing
@@ -111,8 +111,8 @@ def command(*arguments, said=None):
         null = os.open(said or os.devnull, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         for descriptor in (1, 2):
             os.dup2(null, descriptor)
-        sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
-        sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)
+        sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+        sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False)
         # Before and after the command's own handlers: what a new process does, and one that has ended.
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
