@@ -1,6 +1,7 @@
 """Every help text starts with an imperative sentence and ends with an example that runs."""
 
 import shlex
+import shutil
 
 import pytest
 
@@ -8,7 +9,14 @@ from ensexport.bench.names import default_alternatives
 from ensexport.cli import cli
 from tests.cli.projects import run
 
-COMMANDS = {"root": [], "pack": ["pack"], "inspect": ["inspect"], "validate": ["validate"], "bench": ["bench"]}
+COMMANDS = {
+    "root": [],
+    "pack": ["pack"],
+    "inspect": ["inspect"],
+    "validate": ["validate"],
+    "bench": ["bench"],
+    "swap": ["swap"],
+}
 
 
 def example_of(command):
@@ -36,6 +44,8 @@ def test_the_examples_run(project):
     assert run(*example_of(["pack"])).exit_code == 0
     assert run(*example_of([]), "--force").exit_code == 0
     assert run(*example_of(["validate"])).exit_code == 0
+    shutil.copy(project / "ckpts" / "m2.pt", project / "new.pt")
+    assert run(*example_of(["swap"])).exit_code == 0
     timed = run(*example_of(["bench"]), "--blocks", 3)
     assert (timed.exit_code, timed.err) == (0, "")
     for batch in (1, 8, 64):
