@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,10 @@ from ensexport.clock import Clock
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, formulas, names_of, to_json
 from ensexport.members import Members, weights_digest
+from ensexport.output_files import RENAMED_KEY, Output
 from ensexport.resources import check_disk
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
-from ensexport.spec import Artifact, Plan, TensorSpec
+from ensexport.spec import Plan, TensorSpec
 from ensexport.stacking import Ensemble
 from ensexport.staging import writing
 from ensexport.targets.onnx_file import OnnxFile, Weight, weight_of
@@ -31,9 +31,6 @@ from ensexport.weighting import MemberWeights
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-RENAMED_KEY = "initializers"
-"""Where an ONNX file's metadata says which packed weights have another name in it."""
 
 
 def make_metadata(
@@ -116,24 +113,6 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def for_target(batched: BatchedGraph, target: str) -> BatchedGraph:
     """The same graph with a plan that names the hardware it is for."""
     return replace(batched, plan=replace(batched.plan, target=target))
-
-
-_CHUNK_BYTES = 2**22
-
-
-@dataclass(frozen=True)
-class Output:
-    """One file to be written.
-
-    Attributes:
-        kind: Its format.
-        staged: Where to write it.
-        target: What it will be called.
-    """
-
-    kind: str
-    staged: Path
-    target: Path
 
 
 def write_artifacts(
@@ -241,46 +220,3 @@ def _serialised(kind: str, batched: BatchedGraph, weights: Mapping[str, torch.Te
     from ensexport.targets.pt2 import pt2_bytes
 
     return pt2_bytes(batched, weights, {METADATA_FILE: text})
-
-
-def data_file(path: Path) -> Path:
-    """Where an ONNX file's external data lies, if it has any."""
-    return path.with_name(f"{path.name}.data")
-
-
-def describe_artifacts(files: Sequence[Output], tell: Callable[[int, int], None]) -> list[Artifact]:
-    """Sizes and digests of files that are about to be put in place.
-
-    Args:
-        files: The files.
-        tell: Called as `(done, total)` with bytes.
-    """
-    total, done = sum(file.staged.stat().st_size for file in files), 0
-    found = []
-    for file in files:
-        before = done
-
-        def tell_more(count: int, before: int = before) -> None:
-            tell(before + count, total)
-
-        found.append(describe_artifact(file.staged, file.target, file.kind, tell_more))
-        done += found[-1].size_bytes
-    return found
-
-
-def describe_artifact(staged: Path, target: Path, kind: str, tell: Callable[[int], None]) -> Artifact:
-    """Size and digest of a file that is about to be put in place.
-
-    Args:
-        staged: The file.
-        target: What it will be called.
-        kind: Its format.
-        tell: Called with the number of bytes read so far.
-    """
-    digest, buffer, done = hashlib.sha256(), bytearray(_CHUNK_BYTES), 0
-    with staged.open("rb") as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            done += count
-            tell(done)
-    return Artifact(str(target), kind, done, digest.hexdigest())

@@ -20,7 +20,6 @@ from ensexport.package.choice import DEFAULT_PACKAGE, PackageChoice
 from ensexport.package.planning import plan_outputs
 from ensexport.pipeline import ExportReport, export
 from ensexport.spec import TensorSpec, Tolerance, parse_inputs
-from ensexport.staging import Staging
 from ensexport.strategies import TUNE_BATCHES
 from ensexport.weighting import MemberWeights
 
@@ -136,7 +135,7 @@ def pack(
     specs = parse_inputs(inputs)
     targets = [Path(output) for output in outputs]
     request = plan_outputs(targets, package)
-    Staging(request.files, folders=request.folders, force=force)  # refuse a bad target before the work, not after
+    request.staging(force=force)  # refuse a bad target before the work, not after
     clock, base = Clock(on_stage), Path.cwd()
     reading: dict[str, Any] = {
         "model_args": model_args,

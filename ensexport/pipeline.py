@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensexport.artifacts import Output, data_file, describe_artifacts, for_target, make_metadata, write_artifacts
+from ensexport.artifacts import for_target, make_metadata, write_artifacts
 from ensexport.batching.converting import convert
 from ensexport.batching.engine import BatchedGraph, batch_graph
 from ensexport.batching.rule_sets import rule_set
@@ -21,6 +21,7 @@ from ensexport.errors import UsageError
 from ensexport.estimates import Estimate, estimate
 from ensexport.heads import add_heads
 from ensexport.members import Members
+from ensexport.output_files import Output, data_file, describe_artifacts
 from ensexport.package.choice import DEFAULT_PACKAGE, PackageChoice, PackagePlan
 from ensexport.package.making import PackageMaking
 from ensexport.package.planning import plan_outputs
@@ -164,7 +165,7 @@ def export(
         on_estimate(expected)
     expected.check_memory()
     expected.check_disk(targets)
-    with Staging(request.files, folders=request.folders, force=force) as staging:
+    with request.staging(force=force) as staging:
         with clock.stage("capture"):
             source = capture_source(ensemble, specs, per_member, output_names)
         emitted = emission.resolve(source.names)
@@ -226,7 +227,7 @@ def export(
         if request.packages:
             making = PackageMaking(ensemble, batched, emitted, weights, conversion, metadata, opset, provider)
             with clock.stage("package"):
-                contents = making.contents(proof, package, _first_onnx(outputs), lambda _path: False)
+                contents = making.contents(proof, package, _first_onnx(outputs))
                 artifacts += tuple(_packages(request.packages, staging, contents, clock))
         with clock.stage("write"):
             staging.commit()

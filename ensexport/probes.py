@@ -148,6 +148,7 @@ def find_probes(
     ranges: Mapping[str, ValueRange] | None = None,
     batches: Sequence[int] = BATCHES,
     seeds: Sequence[int] = SEEDS,
+    with_extremes: bool = True,
 ) -> UsableProbes:
     """Make probes and leave out the sizes that a member refuses; see `make_probes` for the arguments.
 
@@ -169,7 +170,7 @@ def find_probes(
             ranges=ranges,
             batches=sizes,
             seeds=seeds,
-            with_extremes=True,
+            with_extremes=with_extremes,
         )
 
     found = usable_probes(module, made(batches), per_member)

@@ -21,7 +21,7 @@ ORDER = (
     ("control_groups",),
     ("resources",),
     ("memory_errors", "spec", "emission", "weighting", "dtypes"),
-    ("staging", "compare", "choice", "clock"),
+    ("staging", "compare", "choice", "clock", "output_files"),
     ("combined_reference",),
     ("estimates", "members"),
     ("runtime",),

@@ -15,6 +15,7 @@ TEXT = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "samples/digits/README.md", "samples/tutorial/README.md", "docs/bench.md", "docs/benchmarks.md"]
 PAGES += ["docs/errors.md", "docs/outputs.md", "docs/packages.md", "docs/triton.md"]
 PAGES += ["samples/ani/README.md", "samples/benchmarks/README.md", "samples/ci/README.md"]
+PAGES += [f"samples/{name}/README.md" for name in ("mlflow", "ray_scoring", "serve", "signing")] + ["docs/pipelines.md"]
 PAGES += ["docs/scale.md", "samples/scale/README.md", "docs/members-curve.md"]
 FOLDS = """
 from torch import nn
@@ -87,6 +88,8 @@ def test_what_the_samples_write_is_ignored_by_git():
     written = ["digits/ckpts/seed_0.pt", "digits/ensemble.onnx", "tutorial/shared.ts", "tutorial/per_member.onnx"]
     written += ["digits/test.npz", "digits/members-curve.svg"]
     written += ["ci/out/bench.json", "benchmarks/benchmarks.md", "benchmarks/calibration_cuda.json"]
+    written += ["serve/ensemble.onnx", "ray_scoring/table/part_000.parquet", "ray_scoring/scored/0.parquet"]
+    written += ["mlflow/pkg/README.md", "mlflow/store/mlflow.db", "signing/keys/private.pem", "signing/pkg.sig"]
     written += ["scale/scale.json", "scale/work/scale-x/packed/ensemble.onnx"]
     command = ["git", "check-ignore", *(f"samples/{name}" for name in written)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split() == command[2:]

@@ -26,6 +26,7 @@ FROM_THE_NETWORK = {"ani"}  # installs more than `.[dev]`: tested with weights o
 SCRIPTS = {
     "train.py": ["--epochs", "1"],
     "tutorial.py": ["--calls", "2"],
+    "table.py": ["--rows", "30000"],
     "run.py": ["--members", "2", "--blocks", "3", "--alternatives", "loop"],
 }
 PIPELINE = {"EPOCHS": "1", "BLOCKS": "5", "MIN_SPEEDUP": "1e-6:loop"}  # of samples/ci/check.sh
@@ -52,7 +53,8 @@ def digits(checkout):
 
 
 def test_every_sample_is_tested():
-    assert SAMPLES == ["ani", "benchmarks", "ci", "digits", "scale", "tutorial"]
+    known = ["ani", "benchmarks", "ci", "digits", "mlflow", "ray_scoring", "scale", "serve", "signing", "tutorial"]
+    assert known == SAMPLES
 
 
 @pytest.fixture

@@ -141,7 +141,8 @@ def member_form(batched: BatchedGraph, *, is_plain: bool = True) -> BatchedGraph
     Returns:
         A graph whose inputs and outputs are those of one member, without a member axis.
     """
-    walk = _Walk(batched.member, batched.n_members, batched.shared_state, (), 0)
+    weights = GraphBuilder.continuing(batched.weights.graph, batched.member.fake_mode)
+    walk = _Walk(batched.member, batched.n_members, batched.shared_state, (), 0, weights)
     return walk.alone(batched.plan.strategy) if is_plain else walk.alone_by_rules()
 
 
@@ -155,13 +156,15 @@ class _Walk:
         shared_state: Collection[str],
         per_member: Sequence[str],
         member_axis: int,
+        weight_builder: GraphBuilder | None = None,
     ) -> None:
         self.member = member
         self.n_members = n_members
         self.shared_state = set(shared_state)
         self.per_member = tuple(per_member)
         self.member_axis = member_axis
-        self.ctx = Context(n_members, GraphBuilder(member.fake_mode), GraphBuilder(member.fake_mode))
+        fake_mode = member.fake_mode
+        self.ctx = Context(n_members, GraphBuilder(fake_mode), weight_builder or GraphBuilder(fake_mode))
         self.env: dict[fx.Node, Any] = {}
         self.fallbacks: list[Fallback] = []
         self.folds = Folds()
@@ -269,8 +272,9 @@ class _Walk:
                 self.env[node] = Value(physical, Stacked(0), fake)
             else:
                 self.env[node] = shared_value(self.ctx.add_input(name, fake), fake)
+        known = {node.meta["leaf"]: node for node in self.ctx.weight_builder.graph.nodes if node.op == "placeholder"}
         for node, name in self.member.state.items():
-            leaf = self.ctx.weight_builder.placeholder(f"leaf_{len(self.env)}", node.meta["val"])
+            leaf = known.get(name) or self.ctx.weight_builder.placeholder(f"leaf_{len(self.env)}", node.meta["val"])
             leaf.meta["leaf"] = name
             self.env[node] = Value(leaf, WeightLayout(self._is_shared(name)), node.meta["val"])
 

@@ -15,7 +15,6 @@ from ensexport.cli.text import pack_lines
 from ensexport.members.discovery import find_checkpoints
 from ensexport.package.choice import PackageChoice
 from ensexport.package.planning import plan_outputs
-from ensexport.staging import Staging
 
 
 @click.command(
@@ -94,5 +93,5 @@ def _refuse_early(
 ) -> None:
     """Find what can be found wrong before torch is loaded, which takes seconds."""
     request = plan_outputs([Path(output) for output in outputs], package)
-    Staging(request.files, folders=request.folders, force=force)
+    request.staging(force=force)
     find_checkpoints(checkpoints)

@@ -19,7 +19,7 @@ from ensexport.cli.streams import drop_streams, end_stdout, prepare_streams
 from ensexport.staging import remove_rooms
 from ensexport.version import __version__
 
-_COMMANDS = ("pack", "inspect", "validate", "bench", "verify", "swap")
+_COMMANDS = ("pack", "inspect", "validate", "bench", "verify", "extract", "swap")
 
 
 class _Root(click.Group):

@@ -57,8 +57,9 @@ def command(obj: Invocation, /, artifact: str, checkpoint: str, member: int, out
         from ensexport.swapping.package import swap_package
         from ensexport.swapping.run import swap
 
-        report = (swap_package if is_package else swap)(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
-                      provider=settings.provider, force=force, on_stage=listen).to_dict()  # fmt: skip
+        write = swap_package if is_package else swap
+        report = write(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
+                       provider=settings.provider, force=force, on_stage=listen).to_dict()  # fmt: skip
     settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]
     answer = {"command": "swap", "ok": True, **report}

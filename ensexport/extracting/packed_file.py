@@ -1,4 +1,4 @@
-"""A packed file as members are taken out of it: its recipe, and one member's share of its weights, read at their places.
+"""A packed file as members are taken out of it: its recipe, and one member's weights, read at their places.
 
 Nothing else of the weights is read: a member out of a file of gigabytes costs a member's bytes.
 """
@@ -16,11 +16,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
-from ensexport.artifacts import RENAMED_KEY
 from ensexport.batching.weights import PackedWeight
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json, hidden_of
 from ensexport.errors import ArtifactError, UsageError
+from ensexport.output_files import RENAMED_KEY
 from ensexport.recipe.coding import KEY, decode
 from ensexport.recipe.member import MemberRecipe, piece_number, read_member_recipe
 from ensexport.recipe.state_file import STATE_FILE

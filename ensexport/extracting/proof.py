@@ -71,21 +71,13 @@ def prove_member(
     probes = _probes(file, sizes)
     packed = _Runs({level: _packed(file, level, probes, member_index, provider) for level in _LEVELS})
     own = _Runs({level: _extracted(file, extracted, level, probes, member_index, provider) for level in _LEVELS})
+    judge = _Judge(file, shown_as, member_index, tolerance, provider)
+    noise = {name: max(packed.noise(name), own.noise(name)) for name in file.outputs}
     checks = []
     for level in _LEVELS:
         for probe, expected, got in zip(probes, packed.by_level[level], own.by_level[level], strict=True):
-            if expected is None:
-                continue
-            if got is None:
-                raise MismatchError(
-                    f"'{shown_as}' fails at sizes {dict(probe.sizes)}, where '{file.shown_as}' runs.",
-                    hint="This is an error of ensexport: please report it.",
-                )
-            for name in file.outputs:
-                noise = max(packed.noise(name), own.noise(name))
-                checks.append(
-                    _check(file, shown_as, provider, level, probe, member_index, name, expected, got, noise, tolerance)
-                )
+            if expected is not None:
+                checks += [judge.compared(level, probe, name, expected, got, noise[name]) for name in file.outputs]
     report = ValidationReport(tuple(checks), members=(member_index,))
     raise_on_mismatch(report, [f"member {index} of '{file.shown_as}'" for index in range(file.n_members)])
     return report
@@ -111,9 +103,9 @@ def _packed(
     """Member K's outputs of the packed file."""
     runner: OnnxRunner | HiddenRunner
     if file.hidden:
-        runner = HiddenRunner(file.path, provider=provider, optimization=level, hidden=file.hidden)
+        runner = HiddenRunner(file.path, provider=provider, optimization=level, hidden=file.hidden, is_silent=True)
     else:
-        runner = OnnxRunner(file.path, provider=provider, optimization=level, options=options_for(file.path))
+        runner = _runner(file.path, level, provider)
     results: list[Outputs | None] = []
     for probe in probes:
         outputs = _run(runner, arrays(probe.feed))
@@ -124,17 +116,23 @@ def _packed(
 
 
 def _slice(file: PackedFile, output: Array, member_index: int) -> Array:
-    return np.take(output, member_index, min(file.metadata["member_axis"], output.ndim - 1))
+    axis = min(int(file.metadata["member_axis"]), output.ndim - 1)
+    own: Array = np.take(output, member_index, axis)
+    return own
 
 
 def _extracted(
     file: PackedFile, path: Path, level: str, probes: Sequence[Probe], member_index: int, provider: str
 ) -> list[Outputs | None]:
     try:
-        runner = OnnxRunner(path, provider=provider, optimization=level, options=options_for(path))
+        runner = _runner(path, level, provider)
     except EnsexportError as error:
         raise ExportError(f"the member's own graph does not load: {error.message}", hint=error.hint) from error
     return [_run(runner, arrays(probe.member_feed(member_index, file.metadata["per_member"]))) for probe in probes]
+
+
+def _runner(path: Path, level: str, provider: str) -> OnnxRunner:
+    return OnnxRunner(path, provider=provider, optimization=level, options=options_for(path), is_silent=True)
 
 
 def _run(runner: OnnxRunner | HiddenRunner, feed: Mapping[str, Array]) -> Outputs | None:
@@ -146,44 +144,49 @@ def _run(runner: OnnxRunner | HiddenRunner, feed: Mapping[str, Array]) -> Output
         return None
 
 
-def _check(
-    file: PackedFile,
-    shown_as: str,
-    provider: str,
-    level: str,
-    probe: Probe,
-    member_index: int,
-    name: str,
-    expected: Outputs,
-    got: Outputs,
-    noise: float,
-    tolerance: Tolerance,
-) -> Check:
-    wanted, actual = expected[name], got[name]
-    problem = ""
-    if wanted.shape != actual.shape or wanted.dtype != actual.dtype:
-        problem = f"expected {wanted.dtype} of shape {wanted.shape}, got {actual.dtype} of shape {actual.shape}"
-    difference = compare_arrays(wanted, actual)
-    dtype = str(wanted.dtype) if file.conversion is None else file.conversion.coarsest
-    # Both files may be off the members by the bound, to either side.
-    bound = (
-        0.0 if is_exact(wanted.dtype) else 2 * tolerance.bound(dtype=dtype, scale=difference.scale, loop_error=noise)
-    )
-    return Check(
-        artifact=shown_as,
-        provider=provider,
-        batch=probe.batch,
-        member_index=member_index,
-        output=name,
-        max_abs=difference.max_abs,
-        max_rel=difference.max_rel,
-        bound=bound,
-        passed=not problem and difference.max_rel <= bound,
-        index=difference.index,
-        expected=difference.expected,
-        actual=difference.actual,
-        dtype=dtype,
-        optimization=level,
-        seed=probe.seed,
-        problem=problem,
-    )
+@dataclass(frozen=True)
+class _Judge:
+    """Compares what the two files returned."""
+
+    file: PackedFile
+    shown_as: str
+    member_index: int
+    tolerance: Tolerance
+    provider: str
+
+    def compared(
+        self, level: str, probe: Probe, name: str, expected: Outputs, got: Outputs | None, noise: float
+    ) -> Check:
+        """Compare one output on one probe."""
+        if got is None:
+            raise MismatchError(
+                f"'{self.shown_as}' fails at sizes {dict(probe.sizes)}, where '{self.file.shown_as}' runs.",
+                hint="This is an error of ensexport: please report it.",
+            )
+        wanted, actual, problem = expected[name], got[name], ""
+        if wanted.shape != actual.shape or wanted.dtype != actual.dtype:
+            problem = f"expected {wanted.dtype} of shape {wanted.shape}, got {actual.dtype} of shape {actual.shape}"
+        difference = compare_arrays(wanted, actual)
+        conversion = self.file.conversion
+        dtype = str(wanted.dtype) if conversion is None else conversion.coarsest
+        # Both files may be off the members by the bound, to either side.
+        allowed = 2 * self.tolerance.bound(dtype=dtype, scale=difference.scale, loop_error=noise)
+        bound = 0.0 if is_exact(wanted.dtype) else allowed
+        return Check(
+            artifact=self.shown_as,
+            provider=self.provider,
+            batch=probe.batch,
+            member_index=self.member_index,
+            output=name,
+            max_abs=difference.max_abs,
+            max_rel=difference.max_rel,
+            bound=bound,
+            passed=not problem and difference.max_rel <= bound,
+            index=difference.index,
+            expected=difference.expected,
+            actual=difference.actual,
+            dtype=dtype,
+            optimization=level,
+            seed=probe.seed,
+            problem=problem,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from ensexport.package.samples import DTYPES
 from ensexport.package.triton import ServingOptions
 from ensexport.package.writing import Contents, signature_of
 from ensexport.proving import Proof
+from ensexport.recipe.coding import KEY, decode
+from ensexport.recipe.member import kept_names
+from ensexport.recipe.state_file import write_kept
 from ensexport.runtime import open_runners
 from ensexport.stacking import Ensemble
 from ensexport.targets.onnx import DEFAULT_OPSET
@@ -49,16 +52,13 @@ class PackageMaking:
     opset: int | None
     provider: str
 
-    def contents(
-        self, proof: Proof, choice: PackageChoice, model: Path, write_state: Callable[[Path], bool]
-    ) -> Contents:
+    def contents(self, proof: Proof, choice: PackageChoice, model: Path) -> Contents:
         """Put together what the packages of one run hold beside their models.
 
         Args:
             proof: How the files were compared with the loop.
             choice: What the user asked for.
             model: One of the files, to be run.
-            write_state: As in `Contents`.
         """
         inputs, outputs = signature_of(self.batched, self.emitted, self.metadata["formulas"], self.conversion)
         manifest = make_manifest(
@@ -75,10 +75,17 @@ class PackageMaking:
             manifest,
             proof.report,
             cases,
-            write_state if choice.keep_state else _nothing,
+            self._write_state if choice.keep_state else _nothing,
             choice.labels,
             ServingOptions(max_batch_size=choice.max_batch_size),
         )
+
+    def _write_state(self, path: Path) -> bool:
+        """Keep the members' tensors that cannot be read back from the graph."""
+        names = kept_names(decode(self.metadata[KEY])["member"])
+        if names:
+            write_kept(path, self.ensemble, names)
+        return bool(names)
 
     def _members(self) -> list[dict[str, Any]]:
         """The metadata's records, and where in its file each member lay."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ensexport.errors import UsageError
+from ensexport.output_files import Output
 from ensexport.package.choice import PackageChoice, PackagePlan, is_package_target, plan_packages
 from ensexport.spec import SUFFIX_BY_FORMAT, artifact_format
 from ensexport.staging import Staging
-
-if TYPE_CHECKING:
-    from ensexport.artifacts import Output
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,19 @@ class OutputPlan:
         """The folders that are put in place as a whole."""
         return tuple(dict.fromkeys(plan.target for plan in self.packages))
 
+    @property
+    def watched(self) -> tuple[Path, ...]:
+        """Folders that a server may be reading while this run writes into them."""
+        return tuple(
+            dict.fromkeys(p.target.parent for p in self.packages if p.layout == "triton" and p.target.name == p.name)
+        )
+
+    def staging(self, *, force: bool) -> Staging:
+        """The writer of all this; refuses targets that cannot be written."""
+        return Staging(self.files, folders=self.folders, watched=self.watched, force=force)
+
     def outputs(self, staging: Staging) -> list[Output]:
         """Where the model files are written, and what they will be called; makes the folders they need."""
-        from ensexport.artifacts import Output
-
         outputs = [Output(artifact_format(path), staging.path(path), path) for path in self.files]
         for plan in self.packages:
             for kind, name in plan.models.items():

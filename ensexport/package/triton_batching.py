@@ -68,7 +68,7 @@ def decide_batching(
     reason = _obstacle([*required, *outputs], dims, n_members) if required else "no input has to be given"
     if reason and asked is not None:
         raise TritonError(
-            f"cannot serve batches of {asked} with Triton: {reason}.", hint="Leave max_batch_size out, or give 0."
+            f"cannot serve batches of {asked} with Triton: {reason}.", hint="Leave --max-batch-size out, or give 0."
         )
     if reason:
         return Batching(0, reason)
@@ -77,7 +77,7 @@ def decide_batching(
     if asked is not None and largest is not None and asked > largest:
         raise TritonError(
             f"cannot serve batches of {asked} with Triton: the model takes '{batch}' up to {largest}.",
-            hint=f"Give a max_batch_size of {largest} at most.",
+            hint=f"Give --max-batch-size {largest} or less.",
         )
     return Batching(asked or min(DEFAULT_MAX_BATCH_SIZE, largest or DEFAULT_MAX_BATCH_SIZE))
 

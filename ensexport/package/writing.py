@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ensexport.artifacts import Output, data_file, describe_artifact, describe_artifacts
 from ensexport.batching.engine import BatchedGraph
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, names_of
+from ensexport.output_files import Output, data_file, describe_artifact, describe_artifacts
 from ensexport.package.card import card_text
 from ensexport.package.cases import SampleCase
 from ensexport.package.choice import PackagePlan

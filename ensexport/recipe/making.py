@@ -36,7 +36,7 @@ def make_recipe(
     """
     recipe: dict[str, Any] = {"member": member_recipe(batched, conversion, own, sizes)}
     try:
-        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers)
+        recipe["weights"] = weights_to_json(batched.weights, fills_buffers=fills_buffers, sizes=sizes)
     except ExportError as error:
         recipe["no_weights"] = error.message
     return {KEY: encode(recipe)}

@@ -17,7 +17,7 @@ from torch import fx
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.converting import convert
 from ensexport.batching.engine import BatchedGraph, member_form
-from ensexport.batching.graph_json import dtype_name, graph_from_json, graph_to_json
+from ensexport.batching.graph_json import dtype_name, dtype_of_name, graph_from_json, graph_to_json
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.weights import PackedWeight, WeightProgram
 from ensexport.dtypes import Conversion
@@ -79,7 +79,7 @@ def member_recipe(
         written |= {
             "graph": graph_to_json(one.graph),
             "recovery": graph_to_json(weights.program.graph),
-            "weights": [[weight.name, weight.piece] for weight in weights.program.packed],
+            "weights": [[weight.name, weight.piece, weight.kind] for weight in weights.program.packed],
         }
         programs.append(weights.program)
     except ExportError as error:
@@ -131,10 +131,11 @@ def why_lost(leaf: str, program: WeightProgram) -> str:
     source = next((node for node in graph.nodes if node.meta.get("leaf") == leaf), None)
     if source is None:
         return "nothing in the graph reads it"
-    touched = {source}
-    for node in graph.nodes:
-        if any(arg in touched for arg in node.all_input_nodes):
-            touched.add(node)
+    touched, left = {source}, [source]
+    while left:
+        found = left.pop().users.keys() - touched
+        touched |= found
+        left += found
     pieces: Sequence[fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
     holders = [weight for weight in program.packed if pieces[weight.piece] in touched]
     same = next((weight for weight in holders if pieces[weight.piece] is source), None)
@@ -184,7 +185,9 @@ def read_member_recipe(
     program = _program(_field(state, "graph", dict))
     tensors = _field(state, "tensors", dict)
     results = _results(program.graph)
-    tied, packed, lost = {}, {}, {}
+    tied: dict[str, str] = {}
+    lost: dict[str, str] = {}
+    packed: dict[int, PackedWeight] = {}
     for name, entry in tensors.items():
         at = entry.get("at") if isinstance(entry, dict) else None
         if at is None:
@@ -199,7 +202,7 @@ def read_member_recipe(
         if key.isdecimal() and isinstance(entries, list)
     }
     dtypes = {
-        int(index): {str(name): _dtype(kind) for name, kind in kinds.items()}
+        int(index): {str(name): dtype_of_name(kind) for name, kind in kinds.items()}
         for index, kinds in _field(state, "dtypes", dict).items()
     }
     problem = str(recipe.get("problem", ""))
@@ -234,12 +237,15 @@ def _graph(recipe: Json, specs: Sequence[TensorSpec], ranges: Ranges, outputs: S
         raise ArtifactError("cannot read the file's recipe: its graph has other inputs or outputs than the file.")
     results, packed = _results(recovery.graph), []
     for node, entry in zip(placeholders, names, strict=False):
-        name, place = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        name, place, kind = entry if isinstance(entry, list) and len(entry) == 3 else (None, None, None)
         fake, made = node.meta["val"], _item(results, place).meta["val"]
-        if not isinstance(name, str) or tuple(fake.shape) != tuple(made.shape):
-            raise ArtifactError("cannot read the file's recipe: a weight has another shape than the graph reads.")
-        packed.append(PackedWeight(name, place, "shared", None, tuple(made.shape), fake.dtype))
+        index = 0 if kind == "member" else None
+        if not isinstance(name, str) or kind not in _KINDS or type(place) is not int:
+            raise ArtifactError(f"cannot read the file's recipe: {str(entry)[:80]} is no weight.")
+        packed.append(PackedWeight(name, place, kind, index, tuple(made.shape), fake.dtype))
         node.meta["packed"] = packed[-1]
+        if packed[-1].shape(1) != tuple(fake.shape):
+            raise ArtifactError("cannot read the file's recipe: a weight has another shape than the graph reads.")
     member = MemberGraph(
         program,
         graph,
@@ -269,7 +275,7 @@ def _program(data: Json) -> WeightProgram:
 
 
 def _results(graph: fx.Graph) -> tuple[fx.Node, ...]:
-    results = graph.output_node().args[0]
+    results: Any = graph.output_node().args[0]
     if not isinstance(results, tuple) or not all(
         isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor) for node in results
     ):
@@ -290,13 +296,8 @@ def _initializer(entry: Json, piece: int) -> PackedWeight:
     )
     if not isinstance(name, str) or kind not in _KINDS or not (index is None or type(index) is int) or not is_range:
         raise ArtifactError(f"cannot read the file's recipe: {str(entry)[:80]} is no initializer.")
-    return PackedWeight(name, piece, kind, index, (), torch.uint8, None if members is None else tuple(members))  # type: ignore[arg-type]
-
-
-def _dtype(name: Any) -> torch.dtype:
-    from ensexport.batching.graph_json import dtype_of_name
-
-    return dtype_of_name(name)
+    bounds = None if members is None else (members[0], members[1])
+    return PackedWeight(name, piece, kind, index, (), torch.uint8, bounds)
 
 
 def _field(data: Any, name: str, kind: type) -> Any:

@@ -33,7 +33,7 @@ _RESHAPING = VIEWS | {
 }
 _ORDERING = {aten.permute.default, aten.transpose.int}
 _CASTS = {aten.to.dtype, aten._to_copy.default}
-_PARTS = {aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default, aten.unbind.int}
+_PARTS = {aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default}
 
 
 @dataclass(frozen=True)
@@ -218,26 +218,24 @@ class _Search:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or not isinstance(source.meta["val"], torch.Tensor):
             return None
-        before, call = source.meta["val"], self._builder.call
+        before, call, back = source.meta["val"], self._builder.call, None
         shape = list(before.shape)
         if node.target in SAME or (node.target in _CASTS and before.dtype == node.meta["val"].dtype):
-            return value
-        if node.target in _RESHAPING:
-            return call(aten.reshape.default, value, shape)
-        if node.target is aten.t.default:
-            return call(aten.t.default, value)
-        if node.target in _ORDERING:
+            back = value
+        elif node.target in _RESHAPING:
+            back = call(aten.reshape.default, value, shape)
+        elif node.target is aten.t.default:
+            back = call(aten.t.default, value)
+        elif node.target in _ORDERING:
             order = order_of(node, len(shape))
-            return call(aten.permute.default, value, [order.index(dim) for dim in range(len(order))])
-        if node.target is aten.flip.default:
-            return call(aten.flip.default, value, node.args[1])
-        if node.target is aten.expand.default and math.prod(node.meta["val"].shape):
-            return self._unexpanded(value, shape)
-        if node.target in _CASTS and not self._is_exact and before.dtype.is_floating_point:
-            wide = node.meta["val"].dtype
-            if wide.is_floating_point and torch.promote_types(before.dtype, wide) == wide:
-                return call(aten.to.dtype, value, before.dtype)
-        return None
+            back = call(aten.permute.default, value, [order.index(dim) for dim in range(len(order))])
+        elif node.target is aten.flip.default:
+            back = call(aten.flip.default, value, node.args[1])
+        elif node.target is aten.expand.default and math.prod(node.meta["val"].shape):
+            back = self._unexpanded(value, shape)
+        elif node.target in _CASTS and not self._is_exact and _widens(before.dtype, node.meta["val"].dtype):
+            back = call(aten.to.dtype, value, before.dtype)
+        return back
 
     def _unexpanded(self, value: fx.Node, shape: list[int]) -> fx.Node:
         sizes = list(value.meta["val"].shape)
@@ -259,22 +257,26 @@ class _Search:
                 return
 
 
+def _widens(dtype: torch.dtype, wide: torch.dtype) -> bool:
+    is_float = dtype.is_floating_point and wide.is_floating_point
+    return is_float and torch.promote_types(dtype, wide) == wide
+
+
 def _cuts(node: fx.Node) -> Iterator[tuple[int, list[fx.Node]]]:
     """Ways in which the ops that read a tensor cut all of it into parts: the dim, and the parts in order."""
     slices: dict[int, dict[int, tuple[int, fx.Node]]] = {}
     shape = node.meta["val"].shape
     for user in node.users:
-        if user.target in _PARTS - {aten.unbind.int} and user.args[0] is node:
-            dim = cast(int, (*user.args, 0)[2] if len(user.args) > 2 else user.kwargs.get("dim", 0))
+        if user.target in _PARTS and user.args[0] is node:
+            dim = cast(int, user.args[2] if len(user.args) > 2 else user.kwargs.get("dim", 0))
             items = {cast(int, item.args[1]): item for item in user.users}
             if len(items) == len(user.meta["val"]):
                 yield dim % len(shape), [items[index] for index in range(len(items))]
         if user.target is aten.slice.Tensor and user.args[0] is node and not user.kwargs and len(user.args) <= 4:
-            dim, begin, end = (*user.args[1:], *(0, 0, None)[len(user.args) - 1 :])
-            dim = cast(int, dim) % len(shape)
+            given: list[Any] = [*user.args[1:], *(0, None, None)[len(user.args) - 1 :]]
+            dim, begin, end = given[0] % len(shape), given[1], given[2]
             size = shape[dim]
-            first, last = (_index(begin, size, 0), _index(end, size, size))
-            slices.setdefault(dim, {})[first] = (last, user)
+            slices.setdefault(dim, {})[_index(begin, size, 0)] = (_index(end, size, size), user)
     for dim, found in slices.items():
         place, parts = 0, []
         while place in found and place < found[place][0]:
@@ -287,4 +289,4 @@ def _cuts(node: fx.Node) -> Iterator[tuple[int, list[fx.Node]]]:
 def _index(value: Any, size: int, default: int) -> int:
     if value is None:
         return default
-    return max(value + size, 0) if value < 0 else min(value, size)
+    return int(max(value + size, 0) if value < 0 else min(value, size))

@@ -37,12 +37,14 @@ class WeightRecipe:
         wanted: Indices of the pieces that depend on a member's tensors.
         dtypes: Name of a member's tensor that is read -> its dtype.
         fills_buffers: Does the architecture fill buffers when it is called first? They are read after that.
+        sizes: Size of each dynamic dim at which the members were seen to run.
     """
 
     program: WeightProgram
     wanted: frozenset[int]
     dtypes: Mapping[str, torch.dtype]
     fills_buffers: bool
+    sizes: Mapping[str, int]
 
 
 class _Holder(nn.Module):
@@ -56,12 +58,13 @@ class _Holder(nn.Module):
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def weights_to_json(program: WeightProgram, *, fills_buffers: bool) -> Json:
+def weights_to_json(program: WeightProgram, *, fills_buffers: bool, sizes: Mapping[str, int]) -> Json:
     """Write the weight graph and what it makes.
 
     Args:
         program: What packing runs for each member.
         fills_buffers: See `WeightRecipe`.
+        sizes: Likewise.
 
     Raises:
         ExportError: It cannot be written: an op of it, or too large a constant; names it.
@@ -81,6 +84,7 @@ def weights_to_json(program: WeightProgram, *, fills_buffers: bool) -> Json:
         "constants": constants,
         "packed": [_packed_to_json(weight) for weight in program.packed],
         "fills_buffers": fills_buffers,
+        "sizes": dict(sizes),
     }
 
 
@@ -138,7 +142,8 @@ def weights_from_json(data: Json, n_members: int) -> WeightRecipe:
             if name not in named
         }
         program = WeightProgram(_Holder(graph), leaves, constants, packed)
-        return WeightRecipe(program, wanted, dtypes, bool(data["fills_buffers"]))
+        sizes = {str(name): int(size) for name, size in data["sizes"].items()}
+        return WeightRecipe(program, wanted, dtypes, bool(data["fills_buffers"]), sizes)
     except EnsexportError as error:
         raise ArtifactError(f"its recipe is damaged: {error.message}", hint=_HINT) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:

@@ -45,6 +45,8 @@ class OnnxRunner:
 
     Attributes:
         is_plain: Do all inputs and outputs have dtypes of NumPy's own, so that `session.run` takes arrays?
+
+    With `is_silent` ONNX Runtime writes nothing on stderr where it refuses inputs; the error is raised all the same.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class OnnxRunner:
         options: ort.SessionOptions | None = None,
         provider_options: Mapping[str, str] | None = None,
         shown: Sequence[str] = (),
+        is_silent: bool = False,
     ) -> None:
         options = options or ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimization]
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if is_silent else 3
         self.session = make_session(path, provider, options, provider_options, shown=shown)
         self.provider = PROVIDERS[provider]
         self.optimization = optimization
@@ -94,9 +97,18 @@ class HiddenRunner:
         optimization: Likewise.
     """
 
-    def __init__(self, path: Path, *, provider: str, optimization: str, hidden: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, *, provider: str, optimization: str, hidden: Sequence[str], is_silent: bool = False
+    ) -> None:
         self._behind, *files = (
-            OnnxRunner(path, provider=provider, optimization=optimization, options=options_for(path), shown=shown)
+            OnnxRunner(
+                path,
+                provider=provider,
+                optimization=optimization,
+                options=options_for(path),
+                shown=shown,
+                is_silent=is_silent,
+            )
             for shown in ((hidden,) if is_large(path) else (hidden, ()))
         )
         self._file = files[0] if files else None

@@ -29,7 +29,7 @@ def write_journal(room: Path, moves: Sequence[Move]) -> None:
     """
     entries = [
         {"name": move.target.name, "is_folder": isinstance(move, FolderMove), "is_target": move.is_target,
-         "mark": move.mark}
+         "inside": move.inside, "mark": move.mark}
         for move in moves
     ]  # fmt: skip
     with (room / JOURNAL).open("w", encoding="ascii") as file:
@@ -67,11 +67,17 @@ def _read(room: Path) -> list[Move]:
         entries = json.loads((room / JOURNAL).read_bytes())
         moves: list[Move] = []
         for entry in entries:
-            name, is_target = str(entry["name"]), bool(entry["is_target"])
-            if not name or name in (".", "..") or os.path.basename(name) != name:
+            name, inside, is_target = str(entry["name"]), str(entry["inside"]), bool(entry["is_target"])
+            if not _is_name(name) or not (inside == "" or _is_name(inside)):
                 return []
             kind = FolderMove if entry["is_folder"] else FileMove
-            moves.append(kind(room, Path(name), is_target=is_target, mark=[int(part) for part in entry["mark"]]))
+            mark = [int(part) for part in entry["mark"]]
+            moves.append(kind(room, Path(name), is_target=is_target, inside=inside, mark=mark))
     except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         return []  # none was made, or it was not yet whole: nothing was moved
     return moves
+
+
+def _is_name(name: str) -> bool:
+    """Is it the name of something in a folder, and no path that leads out of it?"""
+    return name not in ("", ".", "..") and os.path.basename(name) == name

@@ -39,12 +39,14 @@ class Move(abc.ABC):
         room: The staging folder; absolute.
         target: Where it goes, as the user named it.
         is_target: False for a file beside a target, such as external data.
+        inside: Name of the folder beside the staging folder that the target lies in; empty where it lies beside it.
         mark: What tells the staged file from any other in its place.
     """
 
     room: Path
     target: Path
     is_target: bool = True
+    inside: str = ""
     mark: list[int] = field(default_factory=list)
 
     @property
@@ -55,7 +57,7 @@ class Move(abc.ABC):
     @property
     def place(self) -> Path:
         """The target as an absolute path."""
-        return self.room.parent / self.target.name
+        return self.room.parent / self.inside / self.target.name
 
     @property
     def backup(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,9 @@ class Staging:
         targets: The files to be written.
         force: Replace targets that exist. Of folders only empty ones and packages of this tool are replaced.
         folders: The folders to be written. Each must get this tool's `manifest.json`, or `force` will not replace it.
+        watched: Folders that a server reads: the staging folder of what goes there is made beside them, where that is
+            the same file system and may be written to. A Triton server takes every folder in its repository for a
+            model.
 
     Attributes:
         targets: The files.
@@ -37,15 +40,21 @@ class Staging:
         UsageError: The same target is named twice, or one lies in another.
     """
 
-    def __init__(self, targets: Sequence[Path], *, force: bool, folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, targets: Sequence[Path], *, force: bool, folders: Sequence[Path] = (), watched: Collection[Path] = ()
+    ) -> None:
         self.targets = [Path(target) for target in targets]
         self.folders = [Path(folder) for folder in folders]
         self.force = force
         self._rooms: dict[Path, Room] = {}
         self._reserve: Reserve | None = None
         check_names(self.targets, self.folders)
-        for parent in {target.parent: None for target in (*self.targets, *self.folders)}:
-            clear_stale(parent)  # first, for it may put a target back
+        self._homes = {target: target.parent for target in (*self.targets, *self.folders)}
+        for folder in self.folders:
+            if folder.parent in watched:
+                self._homes[folder] = _outside(folder.parent)
+        for home in dict.fromkeys((*self._homes.values(), *(target.parent for target in self._homes))):
+            clear_stale(home)  # first, for it may put a target back
         for target in self.targets:
             with writing(target):
                 check_file(target, force=force)
@@ -56,10 +65,10 @@ class Staging:
     def __enter__(self) -> Staging:
         self._reserve = Reserve()  # to list a folder takes memory, and that there is none may be why we leave
         try:
-            for target in (*self.targets, *self.folders):
-                if target.parent not in self._rooms:
+            for target, home in self._homes.items():
+                if home not in self._rooms:
                     with writing(target):
-                        make_room(target.parent, functools.partial(self._note, target.parent))
+                        make_room(home, functools.partial(self._note, home))
             for folder in self.folders:
                 with writing(folder):
                     self.path(folder).mkdir()
@@ -71,8 +80,8 @@ class Staging:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._remove()
 
-    def _note(self, parent: Path, room: Room) -> None:
-        self._rooms[parent] = room
+    def _note(self, home: Path, room: Room) -> None:
+        self._rooms[home] = room
 
     def _remove(self) -> None:
         if self._reserve is not None:
@@ -88,11 +97,11 @@ class Staging:
 
         It has the final name, so files may refer to each other by name.
         """
-        return self._rooms[Path(target).parent].path / NEW / Path(target).name
+        return self._rooms[self._homes[Path(target)]].path / NEW / Path(target).name
 
     def scratch(self, target: Path) -> Path:
         """A file beside `target` for what is needed meanwhile; it is never put into place."""
-        return self._rooms[Path(target).parent].path / SCRATCH
+        return self._rooms[self._homes[Path(target)]].path / SCRATCH
 
     def commit(self) -> list[Path]:
         """Move everything that was staged into place and return the final paths.
@@ -105,8 +114,8 @@ class Staging:
             OutputError: A target was not staged, what is there is never replaced, or the operating system refused.
         """
         planned = self._planned()
-        for parent, moves in planned.items():
-            room = self._rooms[parent].path
+        for home, moves in planned.items():
+            room = self._rooms[home].path
             with writing(moves[0].target):
                 modes = default_modes(room)
             for move in moves:
@@ -121,31 +130,34 @@ class Staging:
                     begun.append(move)
                     with writing(move.target):
                         move.make(force=self.force)
-            for parent in planned:
-                with writing(parent):
-                    sync_folder(self._rooms[parent].path.parent)
-                    end_journal(self._rooms[parent].path)
+            for home, moves in planned.items():
+                with writing(moves[0].target):
+                    for folder in dict.fromkeys((self._rooms[home].path.parent, *(m.place.parent for m in moves))):
+                        sync_folder(folder)
+                    end_journal(self._rooms[home].path)
         except BaseException as error:
             self._undo(begun, error)
             raise
         return [move.target for move in begun]
 
     def _planned(self) -> dict[Path, list[Move]]:
-        """What is to be moved, by parent: each target follows the files that are named after it."""
+        """What is to be moved, by staging folder: each target follows the files that are named after it."""
         planned: dict[Path, list[Move]] = {}
-        for parent, room in self._rooms.items():
-            targets = [target for target in self.targets if target.parent == parent]
-            folders = [target for target in self.folders if target.parent == parent]
+        for home, room in self._rooms.items():
+            targets = [target for target in self.targets if self._homes[target] == home]
+            folders = [target for target in self.folders if self._homes[target] == home]
             known = {target.name for target in (*targets, *folders)}
             beside = [name for name in sorted(os.listdir(room.path / NEW)) if name not in known]
             moves: list[Move] = []
             for target in targets:
                 for name in [name for name in beside if name.startswith(target.name) or target == targets[-1]]:
                     beside.remove(name)
-                    moves.append(FileMove(room.path, parent / name, is_target=False))
+                    moves.append(FileMove(room.path, home / name, is_target=False))
                 moves.append(FileMove(room.path, target))
-            moves += [FolderMove(room.path, target) for target in folders]
-            planned[parent] = moves
+            for target in folders:
+                inside = "" if target.parent == home else os.path.basename(os.path.abspath(target.parent))
+                moves.append(FolderMove(room.path, target, inside=inside))
+            planned[home] = moves
         return planned
 
     def _undo(self, begun: Sequence[Move], cause: BaseException) -> None:
@@ -164,3 +176,13 @@ class Staging:
                 f"cannot write '{failed[0].target}', and cannot put back what was there ({cause}).",
                 hint=f"What was replaced is kept: {', '.join(map(str, kept))}.",
             ) from cause
+
+
+def _outside(folder: Path) -> Path:
+    """The folder around one; itself where that is another file system, or may not be written to."""
+    around = Path(os.path.abspath(folder)).parent
+    try:
+        is_one_system = os.stat(around).st_dev == os.stat(folder).st_dev
+    except OSError:
+        return folder
+    return around if is_one_system and os.access(around, os.W_OK | os.X_OK) else folder

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensexport.artifacts import RENAMED_KEY
 from ensexport.batching.weights import PackedWeight
 from ensexport.errors import ArtifactError
+from ensexport.output_files import RENAMED_KEY
 from ensexport.recipe.coding import KEY, decode
 from ensexport.recipe.weights import WeightRecipe, weights_from_json
 from ensexport.runtime.runner import METADATA_KEY, check_metadata

@@ -69,11 +69,21 @@ def swap_package(
     """
     source, target = Path(artifact), Path(output)
     if not is_package_target(target):
-        raise UsageError(f"cannot write '{target}': expected a folder, as '{source}' is one.", hint="Leave out the suffix.")
-    with Staging([], folders=[target], force=force) as staging:
-        clock = Clock(on_stage)
+        raise UsageError(
+            f"cannot write '{target}': expected a folder, as '{source}' is one.", hint="Leave out the suffix."
+        )
+    clock = Clock(on_stage)
+    with clock.stage("read"):
+        package = check_package(source, on_progress=lambda done, total: clock.tell("read", done, total))
+    is_triton = package.manifest["layout"] == "triton"
+    if is_triton and target.name != package.manifest["name"]:
+        raise UsageError(
+            f"cannot write '{target}': expected a folder '{package.manifest['name']}', as Triton wants the name of the "
+            "model in its configuration.",
+            hint=f"Add it: -o {target / package.manifest['name']}.",
+        )
+    with Staging([], folders=[target], watched=[target.parent] if is_triton else [], force=force) as staging:
         with clock.stage("read"):
-            package = check_package(source, on_progress=lambda done, total: clock.tell("read", done, total))
             check_index(member_index, package.manifest["n_members"], source)
         with clock.stage("load"):
             members = load_members(

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ensexport.artifacts import data_file
 from ensexport.errors import ArtifactError
+from ensexport.output_files import data_file
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.swapping.contents import Contents
 from ensexport.swapping.pieces import Patch

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensexport.batching.examples import Example, find_example
+from ensexport.batching.examples import find_example
 from ensexport.batching.weights import PackedWeight
 from ensexport.errors import ArtifactError, EnsexportError, StackError
 from ensexport.members import Members
+from ensexport.members.member import member_label
 from ensexport.recipe.weights import WeightRecipe
 from ensexport.spec import TensorSpec
 from ensexport.stacking.baseline import run_member
@@ -41,19 +42,18 @@ class NewMember:
     Attributes:
         members: It alone, as `load_members` returned it.
         module: Built, its buffers filled.
-        example: Inputs that it accepts.
         index: The member whose place it takes.
     """
 
     members: Members
     module: nn.Module
-    example: Example
     index: int
 
     @property
     def label(self) -> str:
         """How messages name it."""
-        return self.members[0].label.replace("member 0", f"member {self.index}", 1)
+        member = self.members[0]
+        return member_label(self.index, member.path, member.part)
 
 
 def build_member(members: Members, specs: Sequence[TensorSpec], recipe: WeightRecipe, member_index: int) -> NewMember:
@@ -69,11 +69,9 @@ def build_member(members: Members, specs: Sequence[TensorSpec], recipe: WeightRe
         EnsexportError: The architecture does not take the weights or the inputs.
     """
     module = members.build(0)
-    example = find_example(module, specs)
-    module = members.build(0)
     if recipe.fills_buffers:
-        run_member(module, example.feed)
-    return NewMember(members, module, example, member_index)
+        run_member(module, find_example(members.build(0), specs).feed)
+    return NewMember(members, module, member_index)
 
 
 def make_patches(contents: Contents, new: NewMember, *, may_widen: bool) -> list[Patch]:

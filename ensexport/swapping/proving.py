@@ -16,7 +16,7 @@ from ensexport.batching.examples import integer_inputs, range_from_json
 from ensexport.dtypes import Conversion
 from ensexport.emission import from_json
 from ensexport.errors import ArtifactError
-from ensexport.probes import BATCHES, find_probes, through
+from ensexport.probes import find_probes, through
 from ensexport.references import reference_outputs
 from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, parse_inputs
 from ensexport.swapping.contents import Contents
@@ -24,7 +24,7 @@ from ensexport.swapping.pieces import NewMember
 from ensexport.validation import check_artifact, raise_on_mismatch
 from ensexport.weighting import MemberWeights
 
-_BATCHES, _SEEDS = BATCHES[:2], (0,)
+_BATCHES, _SEEDS = (2,), (0,)
 
 
 class _InItsPlace:
@@ -70,31 +70,30 @@ def prove_member(
     conversion = Conversion.from_json(metadata.get("dtypes"))
     emitted = from_json(metadata.get("emit"), metadata["outputs"])
     outputs = [entry.output for entry in emitted]
-    if len(new.example.outputs) != len(outputs):
-        raise ArtifactError(
-            f"'{contents.path}' has the outputs {', '.join(outputs)}, and the model returns "
-            f"{', '.join(new.example.outputs)}.",
-            hint="Give the architecture that was packed.",
-        )
     ranges = {name: range_from_json(values) for name, values in metadata.get("ranges", {}).items()}
     found = find_probes(
-        new.members.build(0),
+        new.module,
         specs,
         per_member,
         n_members,
-        example_sizes=new.example.sizes,
+        example_sizes=contents.recipe.sizes,
         dim_ranges={name: (bounds[0], bounds[1]) for name, bounds in metadata["dims"].items()},
         ranges=ranges,
         batches=_BATCHES,
         seeds=_SEEDS,
+        with_extremes=False,
     )
     probes = through(found.probes, conversion)
     source, chosen = _InItsPlace(new, n_members), [new.index]
-    names = dict(zip(new.example.outputs, outputs, strict=True))
-    references = [
-        [reference.renamed(names) for reference in row]
-        for row in reference_outputs(source, probes, per_member, members=chosen, conversion=conversion)
-    ]
+    made = reference_outputs(source, probes, per_member, members=chosen, conversion=conversion)
+    own_names = tuple(made[0][0].expected)
+    if len(own_names) != len(outputs):
+        raise ArtifactError(
+            f"'{contents.path}' has the outputs {', '.join(outputs)}, and the model returns {', '.join(own_names)}.",
+            hint="Give the architecture that was packed.",
+        )
+    names = dict(zip(own_names, outputs, strict=True))
+    references = [[reference.renamed(names) for reference in row] for row in made]
     checks: list[Check] = []
     for _, staged, shown_as in files:
         checks += check_artifact(
@@ -107,7 +106,7 @@ def prove_member(
             provider=provider,
             member_axis=metadata["member_axis"],
             source=source,
-            member_names=tuple(new.example.outputs),
+            member_names=own_names,
             per_member=per_member,
             members=chosen,
             n_members=n_members,

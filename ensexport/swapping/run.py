@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensexport.artifacts import data_file, describe_artifact
 from ensexport.clock import Clock, OnStage
 from ensexport.errors import UsageError
 from ensexport.members import Members, Selection, Trust, load_members
 from ensexport.members.selection import NO_SELECTION
 from ensexport.members.trust import NO_TRUST
+from ensexport.output_files import data_file, describe_artifact
 from ensexport.resources import check_disk
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format
 from ensexport.staging import Staging, writing
@@ -94,8 +94,8 @@ class SwapReport:
             },
             "artifacts": [asdict(artifact) for artifact in self.artifacts],
             "validation": self.swapped.validation.to_dict(),
-            "timings_s": dict(self.timings_s),
-            "peak_bytes": dict(self.peak_bytes),
+            "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
+            "peak_memory_mb": {stage: round(size / 1e6, 1) for stage, size in self.peak_bytes.items()},
             "warnings": list(self.swapped.warnings),
         }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.cli.projects import run
 
+WRITTEN = {"ckpts", "pkg", "store"}  # folders that samples write
 SHORTER = {"bench": ["--blocks", "3", "--batch", "2"]}
 
 
@@ -78,6 +79,7 @@ RUNNERS: dict[str, Callable[[list[str]], str]] = {
     "ensexport": _run_ensexport,
     "python": _run_python,
     "ls": lambda arguments: _run_process(["ls", *arguments]),
+    "model_signing": lambda arguments: _run_process([str(Path(sys.executable).with_name("model_signing")), *arguments]),
     "sh": lambda arguments: _run_process(["sh", *arguments]),
 }
 
@@ -105,7 +107,7 @@ def _masked(text: str) -> str:
 def copy_samples(root: Path, target: Path) -> None:
     """Copy what belongs to the samples, not what they have written."""
     for path in sorted((root / "samples").rglob("*")):
-        if path.suffix in (".py", ".toml", ".sh", ".md") and "ckpts" not in path.parts:
+        if path.suffix in (".py", ".toml", ".sh", ".md") and not WRITTEN & set(path.parts):
             copy = target / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = "ENSEXPORT_FAULTS_COUNTS"
+NUMBERS = ("points", "hit", "corrupt", "leftovers")
 
 
 def times(number):
     """A number of random trials, multiplied by what the environment says."""
-    return int(number * float(os.environ.get("ENSEXPORT_FAULTS", "1")))
+    return max(1, int(number * float(os.environ.get("ENSEXPORT_FAULTS", "1"))))
 
 
 @dataclass
@@ -58,15 +59,25 @@ class Count:
 
 def table(rows):
     """The rows as Markdown."""
+    rows = _summed(rows)
     lines = [
         "| what | fault | points | before its end | corrupt | leftovers |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    numbers = ("points", "hit", "corrupt", "leftovers")
-    total = {"what": "all", "fault": ""} | {name: sum(row[name] for row in rows) for name in numbers}
+    total = {"what": "all", "fault": ""} | {name: sum(row[name] for row in rows) for name in NUMBERS}
     for row in [*sorted(rows, key=lambda row: (row["what"], row["fault"])), total]:
-        lines.append("| " + " | ".join([row["what"], row["fault"], *(f"{row[name]:,}" for name in numbers)]) + " |")
+        lines.append("| " + " | ".join([row["what"], row["fault"], *(f"{row[name]:,}" for name in NUMBERS)]) + " |")
     return "\n".join(lines)
+
+
+def _summed(rows):
+    """One row for each kind, also where several tests tried it."""
+    summed = {}
+    for row in rows:
+        whole = summed.setdefault((row["what"], row["fault"]), row | dict.fromkeys(NUMBERS, 0))
+        for name in NUMBERS:
+            whole[name] += row[name]
+    return list(summed.values())
 
 
 def main():

@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
-from contextlib import contextmanager
 
 import pytest
 
@@ -13,29 +11,11 @@ from ensexport.errors import OutputError
 from ensexport.staging import Staging, writing
 from tests.faults.counting import Count
 from tests.faults.packages import MANIFEST, contents, fill, package, write_package
+from tests.faults.places import can_mount, small_disk
 from tests.faults.processes import run
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 PAGE = 4096
-
-
-def can_mount():
-    return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("mount") is not None
-
-
-@contextmanager
-def small_disk(folder, size):
-    """A file system of so many bytes at `folder`."""
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "ensexport-test", str(folder)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("needs root to mount a tmpfs")  # root of a container may not
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def write_large(target, *, text, force):

@@ -68,4 +68,4 @@ def test_an_interruption_at_any_moment(tmp_path, monkeypatch, case, number):
         drawn.tell(is_hit=end == 3)
         found = contents(tmp_path)
         counted.add(is_hit=end == 3, is_whole=case.is_whole(tmp_path), is_clean=found in (case.old, case.new))
-    counted.check(at_least=3)
+    counted.check(at_least=times(3))
