@@ -22,17 +22,16 @@ def verify_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "samples, run again"
     for check in report["checks"]:
         level = f", graph optimisation {check['optimization']}" if check["optimization"] else ""
-        yield (
-            f"  {show_path(check['file'])}  {check['provider']}{level}, {check['sample']}, {check['output']}: "
-            f"{check['max_rel']:.2g} of the largest value, allowed {check['bound']:.2g}"
-        )
+        where = f"{show_path(check['file'])}  {check['provider']}{level}, {show_path(check['sample'])}"
+        off = f"{check['max_rel']:.2g} of the largest value, allowed {check['bound']:.2g}"
+        yield f"  {where}, {check['output']}: {off}"
     for entry in report["not_run"]:
         where = f" on {entry['provider']}" if entry["provider"] else ""
         yield f"not run: {show_path(entry['file'])}{where}: {entry['reason']}"
     for warning in report["warnings"]:
         yield f"warning: {warning}"
     run = ", ".join(dict.fromkeys(show_path(check["file"]) for check in report["checks"]))
-    what = f"{run} gives what the samples hold" if run else "as far as its bytes go, for nothing was run"
+    what = f"its samples come out right of {run}" if run else "as far as its bytes go, for nothing was run"
     yield f"verified: the package is what its manifest says; {what}"
 
 
