@@ -144,6 +144,12 @@ class WeightRangeError(MemberError):
     code = "E_WEIGHT_RANGE"
 
 
+class LostTensorsError(MemberError):
+    """Tensors of a member are not in a packed file bit for bit."""
+
+    code = "E_LOST_TENSORS"
+
+
 class ArchitectureError(MemberError):
     """The architecture cannot be imported, raises, or is no `torch.nn.Module`."""
 

@@ -31,6 +31,7 @@ from ensexport.members.equality import EqualTensors
 from ensexport.output_files import data_file, describe_artifact
 from ensexport.probes import BATCHES, SEEDS, Probe, batches_that_fit, file_feed, find_probes, make_probes, through
 from ensexport.recipe.making import make_recipe
+from ensexport.recipe.own_tensors import OwnTensors, own_tensors
 from ensexport.references import reference_outputs
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -203,7 +204,13 @@ def export(
             batched,
             _States(source),
             make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
-            | make_recipe(batched, fills_buffers=source.fills_buffers, sizes=source.example.sizes)
+            | make_recipe(
+                batched,
+                fills_buffers=source.fills_buffers,
+                conversion=conversion,
+                own=source.own,
+                sizes=source.example.sizes,
+            )
             | _chosen(choice, len(ensemble)),
             (*names_of(emitted), *hidden_of(emitted)),
             opset,
@@ -287,6 +294,7 @@ class _Source:
     notes: Sequence[str]
     names: tuple[str, ...]
     fills_buffers: bool
+    own: OwnTensors
 
     def activation_bytes(self, batch: int) -> int:
         """What the activations of all members take at a batch size, as a runtime needs it."""
@@ -327,9 +335,10 @@ def _captured(
     member = capture_member(module, specs, example)
     ranges, notes = accepted_ranges(module, member, example)
     names = _output_names(output_names, tuple(example.outputs), specs)
+    own = own_tensors(ensemble, module, set(member.state.values()), fills_buffers=fills_buffers)
     member.forget_weights()
     release_tensors(module)
-    return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers)
+    return _Source(ensemble, specs, per_member, example, member, ranges, notes, names, fills_buffers, own)
 
 
 def _member_bytes(ensemble: Ensemble | Members) -> int:

@@ -29,6 +29,7 @@ TREE = {
     "MemberError": (4, "E_MEMBERS"),
     "StackError": (4, "E_STACK"),
     "WeightRangeError": (4, "E_WEIGHT_RANGE"),
+    "LostTensorsError": (4, "E_LOST_TENSORS"),
     "ArchitectureError": (4, "E_MODEL"),
     "ModelInputError": (4, "E_MODEL_INPUT"),
     "ModelOutputError": (4, "E_MODEL_OUTPUT"),

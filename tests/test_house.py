@@ -37,7 +37,7 @@ ORDER = (
     ("artifacts",),
     ("strategies",),
     ("pipeline",),
-    ("packing", "swapping"),
+    ("packing", "swapping", "extracting"),
     ("package",),
     ("bench",),
     ("cli",),

@@ -37,6 +37,21 @@ class GraphBuilder:
         self.origin: fx.Node | None = None
         self._known: dict[Any, fx.Node] = {}
 
+    @classmethod
+    def continuing(cls, graph: fx.Graph, fake_mode: FakeTensorMode) -> GraphBuilder:
+        """Begin with a copy of a graph, less its output: a call that is in it already is not made anew.
+
+        Args:
+            graph: What this class wrote; it is not changed.
+            fake_mode: That of its values.
+        """
+        builder = cls(fake_mode)
+        builder.graph.graph_copy(graph, {})
+        for node in builder.graph.nodes:
+            if node.op == "call_function":
+                builder._known[_key(node.target, node.args, node.kwargs)] = node
+        return builder
+
     @property
     def shape_env(self) -> ShapeEnv:
         """Where the dynamic dimensions' symbols live."""

@@ -55,6 +55,7 @@ class BatchedGraph:
         plan: Strategy and the ops that went down the ladder.
         n_hidden: How many of the last outputs are members' outputs that the file does not return: they stay in it
             to be compared with the loop.
+        shared_state: Names of state tensors that are equal in all members.
     """
 
     graph: fx.Graph
@@ -65,6 +66,7 @@ class BatchedGraph:
     member_axis: int
     plan: Plan
     n_hidden: int = 0
+    shared_state: frozenset[str] = frozenset()
 
     @property
     def packed(self) -> dict[fx.Node, PackedWeight]:
@@ -128,6 +130,22 @@ def batch_graph(
     return _Walk(member, n_members, shared_state, per_member, member_axis).unrolled("unrolled", ())
 
 
+def member_form(batched: BatchedGraph, *, is_plain: bool = True) -> BatchedGraph:
+    """Write the graph of ONE member on the weights of a batched graph: scales and shifts are folded into them alike.
+
+    Args:
+        batched: What `batch_graph` returned, converted or not, without combined outputs.
+        is_plain: Write the ops of the member itself. Else those that the rules of the batched graph write for an
+            ensemble of one, whose weights are these rules' too.
+
+    Returns:
+        A graph whose inputs and outputs are those of one member, without a member axis.
+    """
+    weights = GraphBuilder.continuing(batched.weights.graph, batched.member.fake_mode)
+    walk = _Walk(batched.member, batched.n_members, batched.shared_state, (), 0, weights)
+    return walk.alone(batched.plan.strategy) if is_plain else walk.alone_by_rules()
+
+
 class _Walk:
     """One pass over the member graph."""
 
@@ -138,13 +156,15 @@ class _Walk:
         shared_state: Collection[str],
         per_member: Sequence[str],
         member_axis: int,
+        weight_builder: GraphBuilder | None = None,
     ) -> None:
         self.member = member
         self.n_members = n_members
         self.shared_state = set(shared_state)
         self.per_member = tuple(per_member)
         self.member_axis = member_axis
-        self.ctx = Context(n_members, GraphBuilder(member.fake_mode), GraphBuilder(member.fake_mode))
+        fake_mode = member.fake_mode
+        self.ctx = Context(n_members, GraphBuilder(fake_mode), weight_builder or GraphBuilder(fake_mode))
         self.env: dict[fx.Node, Any] = {}
         self.fallbacks: list[Fallback] = []
         self.folds = Folds()
@@ -211,6 +231,31 @@ class _Walk:
         ]
         return self._finish([self._output(value) for value in stacked], strategy, fallbacks)
 
+    def alone(self, strategy: str) -> BatchedGraph:
+        """Write one member's own graph; the member graph is one that a walk has rewritten before."""
+        self.ctx.only_member, self.ctx.packer.names_members = 0, False
+        self._placeholders()
+        self.folds = Folds() if strategy == "unrolled" else find_folds(self.member, self._is_shared)
+        outputs = [self.ctx.shared(value) for value in self._run()]
+        self.n_members = 1
+        return self._finish(outputs, strategy, ())
+
+    def alone_by_rules(self) -> BatchedGraph:
+        """Write the same as an ensemble of one, whose member axis goes at the end."""
+        self.ctx.n_members = 1
+        self._placeholders()
+        self.folds = find_folds(self.member, self._is_shared)
+        values = self._run()
+        self.ctx.builder.origin = None
+        outputs = [
+            self.ctx.call(aten.squeeze.dim, self.ctx.stacked(value), 0)
+            if value.is_per_member
+            else self.ctx.shared(value)
+            for value in values
+        ]
+        self.n_members = 1
+        return self._finish(outputs, "stacked", ())
+
     # -- leaves ------------------------------------------------------------------------------------
 
     def _placeholders(self) -> None:
@@ -227,8 +272,9 @@ class _Walk:
                 self.env[node] = Value(physical, Stacked(0), fake)
             else:
                 self.env[node] = shared_value(self.ctx.add_input(name, fake), fake)
+        known = {node.meta["leaf"]: node for node in self.ctx.weight_builder.graph.nodes if node.op == "placeholder"}
         for node, name in self.member.state.items():
-            leaf = self.ctx.weight_builder.placeholder(f"leaf_{len(self.env)}", node.meta["val"])
+            leaf = known.get(name) or self.ctx.weight_builder.placeholder(f"leaf_{len(self.env)}", node.meta["val"])
             leaf.meta["leaf"] = name
             self.env[node] = Value(leaf, WeightLayout(self._is_shared(name)), node.meta["val"])
 
@@ -367,6 +413,7 @@ class _Walk:
             self.per_member,
             self.member_axis,
             Plan(strategy, fallbacks, stages=self.stages),
+            shared_state=frozenset(self.shared_state),
         )
 
     def _weight_program(self, placeholders: list[fx.Node]) -> WeightProgram:

@@ -228,16 +228,21 @@ def _odd_float32(exact: torch.Tensor) -> torch.Tensor:
 
 
 class WeightPacker:
-    """Collects the initializers a batched graph asks for, each (piece, kind) once, under readable names."""
+    """Collects the initializers a batched graph asks for, each (piece, kind) once, under readable names.
+
+    Attributes:
+        names_members: Say in a name which member's piece it is, where it is one member's.
+    """
 
     def __init__(self) -> None:
+        self.names_members = True
         self.placeholders: dict[Any, fx.Node] = {}
         self._names: set[str] = set()
 
     def add(self, node: fx.Node, kind: Kind, member_index: int | None, members: tuple[int, int] | None) -> PackedWeight:
         """Name the initializer made of the piece that `node` of the weight graph computes."""
         piece = node.meta["val"]
-        whose = f"_member_{member_index}" if member_index is not None else ""
+        whose = f"_member_{member_index}" if member_index is not None and self.names_members else ""
         whose = f"_members_{members[0]}_to_{members[1] - 1}" if members is not None else whose
         shape = tuple(int(size) for size in piece.shape)
         name = self._unique(_readable_name(node) + whose)

@@ -31,6 +31,9 @@ class _Size(click.ParamType[float]):
 
 checkpoints = click.argument("checkpoints", nargs=-1, required=True, metavar="CKPTS...")
 artifact = click.argument("artifact", metavar="ARTIFACT")
+member = click.option(
+    "--member", type=click.IntRange(0), required=True, metavar="K", help="The member, from 0, as `inspect` lists them."
+)
 model = click.option(
     "--model",
     metavar="SPEC",

@@ -18,7 +18,7 @@ from ensexport.cli.options import example
 from ensexport.cli.streams import drop_streams, end_stdout, prepare_streams
 from ensexport.version import __version__
 
-_COMMANDS = ("pack", "inspect", "validate", "bench", "swap")
+_COMMANDS = ("pack", "inspect", "validate", "bench", "swap", "extract")
 
 
 class _Root(click.Group):

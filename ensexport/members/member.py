@@ -36,6 +36,7 @@ class Member:
         part: Its number in the file; None if the file holds one member alone.
         weights: `ema` or `raw` where the file holds both.
         config: The `config.json` of its folder, flat; None if it has none.
+        saved_dtypes: Dtypes in the file of the tensors that are read in another one, see `widened`.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Member:
     part: int | None = None
     weights: Kind | None = None
     config: Mapping[str, Scalar] | None = None
+    saved_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
@@ -132,6 +134,11 @@ class Members(Sequence[Member]):
         shapes = self[0].shapes
         tensors = {id(shapes[name]): shapes[name] for name in self.equal or () if name in shapes}
         return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+
+    @property
+    def is_plain(self) -> bool:
+        """Does a built member hold its weights as the file has them? False before the first is built."""
+        return self._builder is not None and bool(self._builder.is_plain)
 
     def equal_names(self) -> frozenset[str] | None:
         """Names of a built member's parameters and buffers that are bit-equal in all; None if only building can say."""

@@ -33,8 +33,9 @@ def widened(members: Sequence[Member]) -> tuple[list[Member], tuple[str, ...]]:
         if casts:
             kinds = sorted({f"{_short(member.shapes[name].dtype)} as {_short(dtype)}" for name, dtype in casts.items()})
             texts.setdefault(join_some(kinds), []).append(member.index)
+            saved = {name: member.shapes[name].dtype for name in casts}
             shapes, read = _cast(dict(member.shapes), casts), functools.partial(_read, member.read, casts)
-            member = replace(member, shapes=shapes, read=read)  # noqa: PLW2901 - the member, widened
+            member = replace(member, shapes=shapes, read=read, saved_dtypes=saved)  # noqa: PLW2901 - the member, widened
         done.append(member)
     warnings = [f"{members_text(group)}: {kinds}, the dtype of others (--dtype)." for kinds, group in texts.items()]
     return done, tuple(warnings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import onnxruntime as ort
 
 from ensexport.errors import ArtifactError, OpsetError, ProviderError, UsageError
 from ensexport.runtime.libraries import load_libraries
-from ensexport.runtime.runner import METADATA_KEY, Array
+from ensexport.runtime.runner import MEMBER_KEY, METADATA_KEY, Array
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -42,6 +43,8 @@ class OnnxRunner:
 
     Attributes:
         is_plain: Do all inputs and outputs have dtypes of NumPy's own, so that `session.run` takes arrays?
+
+    With `is_silent` ONNX Runtime writes nothing on stderr where it refuses inputs; the error is raised all the same.
     """
 
     def __init__(
@@ -53,10 +56,11 @@ class OnnxRunner:
         options: ort.SessionOptions | None = None,
         provider_options: Mapping[str, str] | None = None,
         shown: Sequence[str] = (),
+        is_silent: bool = False,
     ) -> None:
         options = options or ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimization]
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if is_silent else 3
         self.session = make_session(path, provider, options, provider_options, shown=shown)
         self.provider = PROVIDERS[provider]
         self.optimization = optimization
@@ -91,9 +95,18 @@ class HiddenRunner:
         optimization: Likewise.
     """
 
-    def __init__(self, path: Path, *, provider: str, optimization: str, hidden: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, *, provider: str, optimization: str, hidden: Sequence[str], is_silent: bool = False
+    ) -> None:
         self._behind, *files = (
-            OnnxRunner(path, provider=provider, optimization=optimization, options=options_for(path), shown=shown)
+            OnnxRunner(
+                path,
+                provider=provider,
+                optimization=optimization,
+                options=options_for(path),
+                shown=shown,
+                is_silent=is_silent,
+            )
             for shown in ((hidden,) if is_large(path) else (hidden, ()))
         )
         self._file = files[0] if files else None
@@ -235,7 +248,21 @@ def read_onnx_metadata(path: Path) -> str:
         raise ArtifactError(
             f"cannot read '{path}' as ONNX: {str(error).strip()[:200]}.", hint="Give a file that ensexport packed."
         ) from error
-    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")
+    texts: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY not in texts and MEMBER_KEY in texts:
+        raise ArtifactError(
+            f"cannot use '{path}' as an ensemble: it is {_member_text(texts[MEMBER_KEY])}, taken out of a packed file.",
+            hint="Give the packed file.",
+        )
+    return texts.get(METADATA_KEY, "")
+
+
+def _member_text(text: str) -> str:
+    try:
+        member = json.loads(text)["member"]
+        return f"member {member['index']} ('{member['name']}')"
+    except (ValueError, TypeError, KeyError):
+        return "one member"
 
 
 def _ort_value(name: str, array: Array, kind: str) -> Any:

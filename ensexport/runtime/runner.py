@@ -15,6 +15,7 @@ from ensexport.spec import artifact_format
 
 Array = npt.NDArray[np.generic]
 METADATA_KEY = "ensexport"
+MEMBER_KEY = "ensexport_member"  # in a member's own file, which `extract` wrote
 METADATA_FILE = "ensexport.json"
 HIDDEN_METHOD = "members"  # of a TorchScript file: returns the hidden outputs
 HIDDEN_NODE = "members_of_{}"  # of a `.pt2` file: the node of a hidden output, by its place among them
