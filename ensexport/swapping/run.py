@@ -12,6 +12,7 @@ from ensexport.errors import UsageError
 from ensexport.members import Members, Selection, Trust, load_members
 from ensexport.members.selection import NO_SELECTION
 from ensexport.members.trust import NO_TRUST
+from ensexport.members.widening import as_wide
 from ensexport.output_files import data_file, describe_artifact
 from ensexport.resources import check_disk
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format
@@ -148,11 +149,15 @@ def swap(
     source, target = Path(artifact), Path(output)
     if artifact_format(source) != artifact_format(target):
         raise UsageError(f"cannot write '{target}': expected the format of '{source}', {source.suffix}.")
+    base, clock = Path.cwd(), Clock(on_stage)
     with Staging([target], force=force) as staging:
-        clock = Clock(on_stage)
         with clock.stage("read"):
             contents = read_contents(source)
             check_index(member_index, contents.n_members, source)
+        if contents.kind == "onnx" and provider != "cpu":
+            from ensexport.runtime.onnx_runner import check_provider
+
+            check_provider(provider)  # before the work, not after
         with clock.stage("load"):
             members = load_members(
                 checkpoint,
@@ -165,6 +170,8 @@ def swap(
                 any_float="dtypes" in contents.metadata,
                 on_progress=lambda _path, done, total: clock.tell("load", done, total),
             )
+        if Path.cwd() != base:  # the model's code changed it
+            source, contents = base / source, read_contents(base / source)
         file = SwapFile(source, staging.path(target), target)
         swapped = swap_files(
             [file], member_index, members, tolerance=tolerance, provider=provider, clock=clock, known=[contents]
@@ -212,6 +219,8 @@ def swap_files(
         raise UsageError(f"{len(members)} members were found in the checkpoint: expected one to put into the file.")
     check_disk({file.target: _size(contents) for file, contents in zip(files, held, strict=True)})
     with clock.stage("weights"):
+        if "dtypes" in held[0].metadata:  # as `pack --dtype` takes members that were saved in different ones
+            members = as_wide(members, held[0].recipe.dtypes)
         new = build_member(members, member_specs(held[0].metadata), held[0].recipe, member_index)
         record = _record(new, held[0].metadata["members"])
         replaced = held[0].metadata["members"][member_index]
@@ -220,7 +229,7 @@ def swap_files(
         for file, contents in zip(files, held, strict=True):
             recipe = contents.metadata["recipe"]
             if recipe not in done or contents.n_members == 1:
-                done[recipe] = make_patches(contents, new, may_widen="dtypes" in contents.metadata)
+                done[recipe] = make_patches(contents, new)
             records = list(contents.metadata["members"])
             records[member_index] = record
             changed.append({**contents.metadata, "members": records})
