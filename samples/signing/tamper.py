@@ -56,7 +56,8 @@ def answer(command: list[str]) -> tuple[int, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return 0, done.stdout.splitlines()[-1]
-    return done.returncode, re.split(": expected", done.stderr.splitlines()[0], flags=re.IGNORECASE)[0]
+    why = re.split(": expected", done.stderr.splitlines()[0], flags=re.IGNORECASE)[0]
+    return done.returncode, re.sub(r"""\[["']|["']\]$|\\""", "", why)  # model-signing shows a list of Python strings
 
 
 def main(package: Path, signature: Path, key: Path) -> None:
