@@ -11,7 +11,7 @@ from tests.cli.projects import run
 from tests.package.builder import build_package
 
 COMMANDS = {"root": [], "pack": ["pack"], "inspect": ["inspect"], "validate": ["validate"], "bench": ["bench"],
-            "verify": ["verify"]}  # fmt: skip
+            "verify": ["verify"], "extract": ["extract"], "swap": ["swap"]}  # fmt: skip
 
 
 def example_of(command):
