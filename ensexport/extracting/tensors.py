@@ -13,7 +13,7 @@ from ensexport.errors import LostTensorsError, MismatchError
 from ensexport.extracting.packed_file import PackedFile, Pieces
 from ensexport.members.safetensors_file import load_safetensors
 from ensexport.members.tensors import weights_digest
-from ensexport.recipe.member import MemberRecipe
+from ensexport.recipe.member_reading import MemberRecipe
 from ensexport.recipe.state_file import Entry, StateFile
 
 

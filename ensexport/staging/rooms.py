@@ -52,8 +52,8 @@ class Room:
 
     def __init__(self, parent: Path, *, is_locked: bool) -> None:
         machine = "".join(_machine()) if is_locked else _UNLOCKED
-        # Absolute, so that a model that changes the current directory moves nothing.
-        self.path = Path(os.path.abspath(parent), f"{_PREFIX}{machine}{secrets.token_hex(8)}")
+        # Absolute, so that a model that changes the current directory moves nothing. A `..` stays: it may follow a link.
+        self.path = Path(parent.absolute(), f"{_PREFIX}{machine}{secrets.token_hex(8)}")
         self.is_locked = is_locked
         self._descriptor: int | None = None
         self._process = os.getpid()
@@ -155,7 +155,7 @@ def clear_stale(parent: Path) -> None:
             found = _NAME.fullmatch(name)
             if found and any(ours == theirs for ours, theirs in zip(_machine(), found.groups(), strict=True)):
                 with contextlib.suppress(OSError):
-                    _clear_if_dead(Path(os.path.abspath(parent), name))
+                    _clear_if_dead(parent.absolute() / name)
 
 
 def remove_room(folder: Path) -> None:

@@ -49,12 +49,11 @@ class Staging:
         self._rooms: dict[Path, Room] = {}
         self._reserve: Reserve | None = None
         check_names(self.targets, self.folders)
-        self._homes = {target: target.parent for target in (*self.targets, *self.folders)}
-        for folder in self.folders:
-            if folder.parent in watched:
-                self._homes[folder] = _outside(folder.parent)
-        for home in dict.fromkeys((*self._homes.values(), *(target.parent for target in self._homes))):
-            clear_stale(home)  # first, for it may put a target back
+        self._homes = {target.parent: (target.parent, "") for target in (*self.targets, *self.folders)}
+        for parent in self._homes.keys() & set(watched):
+            self._homes[parent] = _outside(parent)
+        for place in dict.fromkeys((*self._homes, *(home for home, _ in self._homes.values()))):
+            clear_stale(place)  # first, for it may put a target back
         for target in self.targets:
             with writing(target):
                 check_file(target, force=force)
@@ -65,10 +64,10 @@ class Staging:
     def __enter__(self) -> Staging:
         self._reserve = Reserve()  # to list a folder takes memory, and that there is none may be why we leave
         try:
-            for target, home in self._homes.items():
-                if home not in self._rooms:
+            for target in (*self.targets, *self.folders):
+                if target.parent not in self._rooms:
                     with writing(target):
-                        make_room(home, functools.partial(self._note, home))
+                        make_room(self._homes[target.parent][0], functools.partial(self._note, target.parent))
             for folder in self.folders:
                 with writing(folder):
                     self.path(folder).mkdir()
@@ -80,8 +79,8 @@ class Staging:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._remove()
 
-    def _note(self, home: Path, room: Room) -> None:
-        self._rooms[home] = room
+    def _note(self, parent: Path, room: Room) -> None:
+        self._rooms[parent] = room
 
     def _remove(self) -> None:
         if self._reserve is not None:
@@ -97,11 +96,11 @@ class Staging:
 
         It has the final name, so files may refer to each other by name.
         """
-        return self._rooms[self._homes[Path(target)]].path / NEW / Path(target).name
+        return self._rooms[Path(target).parent].path / NEW / Path(target).name
 
     def scratch(self, target: Path) -> Path:
         """A file beside `target` for what is needed meanwhile; it is never put into place."""
-        return self._rooms[self._homes[Path(target)]].path / SCRATCH
+        return self._rooms[Path(target).parent].path / SCRATCH
 
     def commit(self) -> list[Path]:
         """Move everything that was staged into place and return the final paths.
@@ -114,8 +113,8 @@ class Staging:
             OutputError: A target was not staged, what is there is never replaced, or the operating system refused.
         """
         planned = self._planned()
-        for home, moves in planned.items():
-            room = self._rooms[home].path
+        for parent, moves in planned.items():
+            room = self._rooms[parent].path
             with writing(moves[0].target):
                 modes = default_modes(room)
             for move in moves:
@@ -130,34 +129,32 @@ class Staging:
                     begun.append(move)
                     with writing(move.target):
                         move.make(force=self.force)
-            for home, moves in planned.items():
-                with writing(moves[0].target):
-                    for folder in dict.fromkeys((self._rooms[home].path.parent, *(m.place.parent for m in moves))):
-                        sync_folder(folder)
-                    end_journal(self._rooms[home].path)
+            for parent, moves in planned.items():
+                with writing(parent):
+                    sync_folder(moves[0].place.parent)
+                    end_journal(self._rooms[parent].path)
         except BaseException as error:
             self._undo(begun, error)
             raise
         return [move.target for move in begun]
 
     def _planned(self) -> dict[Path, list[Move]]:
-        """What is to be moved, by staging folder: each target follows the files that are named after it."""
+        """What is to be moved, by parent: each target follows the files that are named after it."""
         planned: dict[Path, list[Move]] = {}
-        for home, room in self._rooms.items():
-            targets = [target for target in self.targets if self._homes[target] == home]
-            folders = [target for target in self.folders if self._homes[target] == home]
+        for parent, room in self._rooms.items():
+            targets = [target for target in self.targets if target.parent == parent]
+            folders = [target for target in self.folders if target.parent == parent]
             known = {target.name for target in (*targets, *folders)}
             beside = [name for name in sorted(os.listdir(room.path / NEW)) if name not in known]
+            inside = self._homes[parent][1]
             moves: list[Move] = []
             for target in targets:
                 for name in [name for name in beside if name.startswith(target.name) or target == targets[-1]]:
                     beside.remove(name)
-                    moves.append(FileMove(room.path, home / name, is_target=False))
-                moves.append(FileMove(room.path, target))
-            for target in folders:
-                inside = "" if target.parent == home else os.path.basename(os.path.abspath(target.parent))
-                moves.append(FolderMove(room.path, target, inside=inside))
-            planned[home] = moves
+                    moves.append(FileMove(room.path, parent / name, is_target=False, inside=inside))
+                moves.append(FileMove(room.path, target, inside=inside))
+            moves += [FolderMove(room.path, target, inside=inside) for target in folders]
+            planned[parent] = moves
         return planned
 
     def _undo(self, begun: Sequence[Move], cause: BaseException) -> None:
@@ -178,11 +175,14 @@ class Staging:
             ) from cause
 
 
-def _outside(folder: Path) -> Path:
-    """The folder around one; itself where that is another file system, or may not be written to."""
-    around = Path(os.path.abspath(folder)).parent
+def _outside(folder: Path) -> tuple[Path, str]:
+    """The folder around one, and what the inner one is called there.
+
+    The folder itself, and no name, where the one around it is another file system or may not be written to.
+    """
+    inner = Path(os.path.realpath(folder))
     try:
-        is_one_system = os.stat(around).st_dev == os.stat(folder).st_dev
+        is_one_system = os.stat(inner.parent).st_dev == os.stat(inner).st_dev
     except OSError:
-        return folder
-    return around if is_one_system and os.access(around, os.W_OK | os.X_OK) else folder
+        return folder, ""
+    return (inner.parent, inner.name) if is_one_system and os.access(inner.parent, os.W_OK | os.X_OK) else (folder, "")

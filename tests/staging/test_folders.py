@@ -313,3 +313,74 @@ def test_a_package_is_known_by_its_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text(MANIFEST)
     assert is_package(tmp_path)
     assert not is_package(tmp_path / "manifest.json")
+
+
+def seen_by_a_server(repository, work):
+    """All names that are ever in a folder while something is done."""
+    names, real = set(), os.fsync
+
+    def fsync(descriptor):
+        names.update(os.listdir(repository))
+        real(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        work()
+    return names | set(os.listdir(repository))
+
+
+def write_watched(*targets, text="new", force=False):
+    with Staging([], folders=targets, force=force, watched=[target.parent for target in targets]) as staging:
+        for target in targets:
+            fill(staging.path(target), text)
+        staging.commit()
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
+def test_nothing_is_staged_in_a_folder_that_a_server_reads(tmp_path, force):
+    target = tmp_path / "repository" / "fraud"
+    target.parent.mkdir()
+    if force:
+        write_package(target, text="old")
+    assert seen_by_a_server(target.parent, lambda: write_watched(target, force=force)) == {"fraud"}
+    assert contents(tmp_path / "repository" / "fraud") == package("new")
+    assert os.listdir(tmp_path) == ["repository"]
+
+
+def test_two_watched_folders_with_one_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    targets = [Path(name, "fraud") for name in ("a", "b")]
+    for target in targets:
+        target.parent.mkdir()
+    write_watched(*targets)
+    assert [contents(target) for target in targets] == [package("new")] * 2
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_watched_folder_behind_a_link(tmp_path, monkeypatch):
+    (tmp_path / "real" / "repository").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/repository")
+    write_watched(tmp_path / "link" / "fraud")
+    assert contents(tmp_path / "real" / "repository") == {
+        f"fraud/{name}": data for name, data in package("new").items()
+    }
+    monkeypatch.chdir(tmp_path / "link")
+    write_watched(Path("fraud"), text="newer", force=True)
+    assert contents(Path("fraud")) == package("newer")
+    write_package(Path("..", "other"))  # the parent of where the link leads to
+    assert sorted(os.listdir(tmp_path / "real")) == ["other", "repository"]
+
+
+def test_where_the_folder_around_a_watched_one_is_another_file_system(tmp_path, monkeypatch):
+    target = tmp_path / "repository" / "fraud"
+    target.parent.mkdir()
+    real = os.stat
+
+    def stat(path, *arguments, **options):
+        if Path(path) == tmp_path:
+            raise OSError(5, "broken")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with Staging([], folders=[target], force=False, watched=[target.parent]) as staging:
+        assert staging.path(target).parent.parent.parent == target.parent

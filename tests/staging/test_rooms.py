@@ -363,3 +363,20 @@ def test_a_parent_that_cannot_be_read(tmp_path):
     clear_stale(tmp_path / "no")
     (tmp_path / "file").write_text(json.dumps({}))
     clear_stale(tmp_path / "file")
+
+
+def test_an_old_folder_that_a_server_reads_is_put_back(tmp_path):
+    target = tmp_path / "repository" / "fraud"
+    target.parent.mkdir()
+    write_package(target, text="old")
+
+    def work():
+        with Staging([], folders=[target], force=True, watched=[target.parent]) as staging:
+            fill(staging.path(target), "new")
+            staging.commit()
+
+    killed_in(tmp_path, work, at=2)
+    assert os.listdir(target.parent) == []
+    Staging([], folders=[target], force=True, watched=[target.parent])
+    assert contents(target) == package("old")
+    assert os.listdir(tmp_path) == ["repository"]
