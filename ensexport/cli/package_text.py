@@ -65,6 +65,10 @@ def package_lines(report: Mapping[str, Any]) -> Iterator[str]:
         size = size_text(entry["size_bytes"])
         yield f"  {show_path(entry['path'])}  {entry['format']}{opset}, {size}, sha256 {entry['sha256'][:_DIGITS]}"
     yield from _validation_lines(manifest["validation"])
+    for swap in manifest["swaps"]:
+        index, old = swap["member_index"], swap["replaced"]
+        yield f"member {index} was replaced by {show_path(swap['name'])}, before {show_path(old['name'])}"
+    yield from (f"note: {note}" for note in manifest["notes"])
     for sample in manifest["samples"]:
         batch = "" if sample["batch"] is None else f" at batch {sample['batch']}"
         source = "the loop over the members" if sample["expected_from"] == "loop" else "the file itself"

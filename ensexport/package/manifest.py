@@ -228,6 +228,9 @@ def _contradictions(manifest: Mapping[str, Any]) -> Iterator[str]:
             f"members: expected the indices 0 to {manifest['n_members'] - 1} in order, got "
             f"{join_some([str(index) for index in indices])}"
         )
+    for place, swap in enumerate(manifest["swaps"]):
+        if swap["member_index"] >= manifest["n_members"]:
+            yield f"swaps[{place}].member_index: expected less than {manifest['n_members']}, got {swap['member_index']}"
     for kind in ("inputs", "outputs"):
         names = [entry["name"] for entry in manifest[kind]]
         yield from (f"{kind}: {name!r} is there twice" for name in sorted(_repeated(names)))
