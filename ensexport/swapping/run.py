@@ -12,7 +12,7 @@ from ensexport.errors import UsageError
 from ensexport.members import Members, Selection, Trust, load_members
 from ensexport.members.selection import NO_SELECTION
 from ensexport.members.trust import NO_TRUST
-from ensexport.members.widening import as_wide
+from ensexport.members.widening import as_wide, saved_dtypes_json
 from ensexport.output_files import data_file, describe_artifact
 from ensexport.resources import check_disk
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format
@@ -280,7 +280,8 @@ def _record(new: NewMember, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     least = max((name.count("/") + 1 for name in others), default=1)
     names = ["/".join(parts[-count:]) for count in range(least, len(parts) + 1)] or ["/".join(parts)]
     name = next((name for name in names if name not in others), names[-1])
-    return {"index": new.index, "name": name, "sha256": member.sha256, "weights_sha256": member.weights_sha256}
+    digests = {"sha256": member.sha256, "weights_sha256": member.weights_sha256}
+    return {"index": new.index, "name": name, **digests, **saved_dtypes_json(member)}
 
 
 def _repeats(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
