@@ -57,8 +57,9 @@ def as_wide(members: Members, dtypes: Dtypes) -> Members:
             if tensor.is_floating_point() and id(tensor) in known and tensor.dtype != known[id(tensor)]
         }
         casts = {n: kind for n, kind in casts.items() if torch.promote_types(member.shapes[n].dtype, kind) == kind}
+        saved = {name: member.shapes[name].dtype for name in casts}
         shapes, read = _cast(dict(member.shapes), casts), functools.partial(_read, member.read, casts)
-        done.append(replace(member, shapes=shapes, read=read) if casts else member)
+        done.append(replace(member, shapes=shapes, read=read, saved_dtypes=saved) if casts else member)
     return Members(
         done,
         architecture=members.architecture,
@@ -66,6 +67,12 @@ def as_wide(members: Members, dtypes: Dtypes) -> Members:
         warnings=members.warnings,
         equal=members.equal,
     )
+
+
+def saved_dtypes_json(member: Member) -> dict[str, dict[str, str]]:
+    """The entry of a member's record that says in which dtypes its file has tensors that are read in others, if any."""
+    kinds = {name: _short(dtype) for name, dtype in sorted(member.saved_dtypes.items())}
+    return {"saved_dtypes": kinds} if kinds else {}
 
 
 def _widest(members: Sequence[Member]) -> dict[str, torch.dtype]:

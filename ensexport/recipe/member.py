@@ -78,10 +78,7 @@ def _state_to_json(state: Recovered, batched: BatchedGraph, own: OwnTensors) -> 
     for name, leaf in own.leaf_of.items():
         why = own.changed.get(name) or ("" if leaf in found else why_lost(leaf, batched.weights))
         tensors[name] = {"why": why} if why else {"at": found[leaf]}
-    dtypes = {
-        str(index): {name: dtype_name(dtype) for name, dtype in kinds.items()} for index, kinds in own.dtypes.items()
-    }
-    return {"graph": graph_to_json(state.program.graph), "tensors": tensors, "dtypes": dtypes}
+    return {"graph": graph_to_json(state.program.graph), "tensors": tensors}
 
 
 def kept_names(recipe: Json) -> tuple[str, ...]:

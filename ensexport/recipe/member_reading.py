@@ -11,7 +11,7 @@ from torch import fx
 
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.engine import BatchedGraph
-from ensexport.batching.graph_json import dtype_of_name, graph_from_json
+from ensexport.batching.graph_json import graph_from_json
 from ensexport.batching.member_graph import MemberGraph
 from ensexport.batching.value import expression
 from ensexport.batching.weights import PackedWeight, WeightProgram
@@ -36,7 +36,6 @@ class MemberRecipe:
         tied: Name -> the name under which `state` returns it.
         lost: The member's other tensors, and why they are not in the file.
         pieces: Piece -> the initializers that hold it.
-        dtypes: Member -> name -> dtype of tensors that it had in another dtype than most members.
     """
 
     graph: BatchedGraph | None
@@ -45,7 +44,6 @@ class MemberRecipe:
     tied: Mapping[str, str]
     lost: Mapping[str, str]
     pieces: Mapping[int, tuple[PackedWeight, ...]]
-    dtypes: Mapping[int, Mapping[str, torch.dtype]]
 
 
 def read_member_recipe(
@@ -88,14 +86,10 @@ def read_member_recipe(
         for key, entries in _field(recipe, "pieces", dict).items()
         if key.isdecimal() and isinstance(entries, list)
     }
-    dtypes = {
-        int(index): {str(name): dtype_of_name(kind) for name, kind in kinds.items()}
-        for index, kinds in _field(state, "dtypes", dict).items()
-    }
     problem = str(recipe.get("problem", ""))
     graph = _graph(recipe, specs, ranges, outputs) if with_graph and not problem else None
     own = replace(program, packed=tuple(packed.values()))
-    return MemberRecipe(graph, problem, own, tied, lost, pieces, dtypes)
+    return MemberRecipe(graph, problem, own, tied, lost, pieces)
 
 
 def _graph(recipe: Json, specs: Sequence[TensorSpec], ranges: Ranges, outputs: Sequence[str]) -> BatchedGraph:

@@ -52,7 +52,7 @@ class Room:
 
     def __init__(self, parent: Path, *, is_locked: bool) -> None:
         machine = "".join(_machine()) if is_locked else _UNLOCKED
-        # Absolute, so that a model that changes the current directory moves nothing. A `..` stays: it may follow a link.
+        # Absolute, so that a model that changes the current directory moves nothing. A `..` stays: it may follow links.
         self.path = Path(parent.absolute(), f"{_PREFIX}{machine}{secrets.token_hex(8)}")
         self.is_locked = is_locked
         self._descriptor: int | None = None

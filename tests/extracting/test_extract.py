@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import ensexport
-from ensexport.errors import ArtifactError, LostTensorsError, MismatchError, TargetExistsError, UsageError
+from ensexport.errors import ArtifactError, ExportError, LostTensorsError, MismatchError, TargetExistsError, UsageError
 from ensexport.extracting.extract import extract
 from ensexport.members import load_members
 from ensexport.recipe.coding import KEY, decode
@@ -150,6 +150,31 @@ def test_members_of_several_dtypes_get_their_own_back(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, got[name]) for name, tensor in member.state_dict().items())
 
 
+def test_weights_may_lie_beside_the_file(packed: Packed, tmp_path: Path) -> None:
+    path, members = packed
+    onnx.save(
+        onnx.load(path), tmp_path / "e.onnx", save_as_external_data=True, location="e.onnx.data", size_threshold=0
+    )
+    report = extract(
+        tmp_path / "e.onnx", 2, onnx=tmp_path / "m.onnx", state_dict=tmp_path / "m.safetensors", partial=True
+    )
+    assert report.state is not None
+    assert report.state.is_proven
+    assert_equals_member(tmp_path / "m.onnx", members[2], CASES["MLP"])
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(facts["ensexport_member"])["packed"].keys() == {"n_members", "sha256", "data_sha256"}
+
+
+def test_a_model_whose_graph_cannot_be_kept_says_so(packed: Packed, tmp_path: Path) -> None:
+    def forget(recipe: dict) -> None:  # type: ignore[type-arg]
+        recipe["problem"] = "aten.strange.default is none of the ops that a file may hold."
+
+    _with_recipe(packed[0], tmp_path / "e.onnx", forget)
+    with pytest.raises(ExportError, match=r"member 1 out of '.*e\.onnx' as a graph: aten\.strange\.default"):
+        extract(tmp_path / "e.onnx", 1, onnx=tmp_path / "m.onnx")
+    extract(tmp_path / "e.onnx", 1, state_dict=tmp_path / "m.safetensors")
+
+
 def _spoil(path: Path, target: Path, change: int) -> None:
     """Change the last number of member 1's first bias."""
     data = bytearray(path.read_bytes())
@@ -180,7 +205,7 @@ def _with_recipe(path: Path, target: Path, change: object) -> None:
     onnx.save(model, target)
 
 
-def test_a_recipe_that_takes_another_members_weights_is_found(packed: Packed, tmp_path: Path) -> None:
+def test_a_recipe_that_puts_weights_in_each_others_place_is_found(packed: Packed, tmp_path: Path) -> None:
     def swap(recipe: dict) -> None:  # type: ignore[type-arg]
         first, second = (recipe["weights"][index] for index in (0, 2))
         first[1], second[1] = second[1], first[1]
