@@ -18,6 +18,7 @@ from ensexport.clock import Clock
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, formulas, names_of, to_json
 from ensexport.members import Members, weights_digest
+from ensexport.members.widening import saved_dtypes_json
 from ensexport.output_files import RENAMED_KEY, Output
 from ensexport.resources import check_disk
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
@@ -90,12 +91,14 @@ def _member_records(ensemble: Ensemble | Members) -> list[dict[str, Any]]:
     if isinstance(ensemble, Members):
         paths = [Path(member.path) for member in ensemble]
         digests = [(member.sha256, member.weights_sha256) for member in ensemble]
+        saved = [saved_dtypes_json(member) for member in ensemble]
     else:
         # A label is `member 3 (runs/s3.pt)` where the member came from a file.
         paths = [Path(label.partition("(")[2].rstrip(")") or label) for label in ensemble.labels]
         digests = [("", weights_digest(ensemble.build(k).state_dict())) for k in range(len(ensemble))]
+        saved = [{} for _ in range(len(ensemble))]
     return [
-        {"index": index, "name": name, "sha256": sha256, "weights_sha256": weights_sha256}
+        {"index": index, "name": name, "sha256": sha256, "weights_sha256": weights_sha256, **saved[index]}
         for index, (name, (sha256, weights_sha256)) in enumerate(zip(_short_names(paths), digests, strict=True))
     ]
 

@@ -56,7 +56,7 @@ def test_a_sample_is_shown_as_its_own_readme_shows_it(number):
         assert matches(command.shown, known[command.line])
 
 
-@pytest.mark.parametrize("name", ["pack", "validate", "bench", "verify"])
+@pytest.mark.parametrize("name", ["pack", "validate", "bench", "verify", "extract", "swap"])
 def test_every_option_is_explained(name):
     section = TEXT.partition(f"### `ensexport {name} ")[2].partition("\n##")[0]
     assert section

@@ -38,10 +38,10 @@ from ensexport.staging import Staging
     options.as_json,
 )
 @click.pass_obj
-def command(obj: Invocation, /, artifact: str, member: int, onnx: str | None, state_dict: str | None, force: bool,
-            partial: bool, provider: str | None, atol: float | None, rtol: float | None,
+def command(obj: Invocation, /, artifact: str, member: int, onnx: str | None, state_dict: str | None,
+            force: bool, partial: bool, provider: str | None, atol: float | None, rtol: float | None,
             as_json: bool) -> None:  # fmt: skip
-    """Take member K out of ARTIFACT, an ONNX file that was packed or a package: no checkpoints, no code of the model's.
+    """Take member K out of ARTIFACT, an ONNX file that was packed or a package: no checkpoints, no model code.
 
     The member's file is compared with the packed file before it is put in place.
     """

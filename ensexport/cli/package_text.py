@@ -22,17 +22,16 @@ def verify_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "samples, run again"
     for check in report["checks"]:
         level = f", graph optimisation {check['optimization']}" if check["optimization"] else ""
-        yield (
-            f"  {show_path(check['file'])}  {check['provider']}{level}, {check['sample']}, {check['output']}: "
-            f"{check['max_rel']:.2g} of the largest value, allowed {check['bound']:.2g}"
-        )
+        where = f"{show_path(check['file'])}  {check['provider']}{level}, {show_path(check['sample'])}"
+        off = f"{check['max_rel']:.2g} of the largest value, allowed {check['bound']:.2g}"
+        yield f"  {where}, {check['output']}: {off}"
     for entry in report["not_run"]:
         where = f" on {entry['provider']}" if entry["provider"] else ""
         yield f"not run: {show_path(entry['file'])}{where}: {entry['reason']}"
     for warning in report["warnings"]:
         yield f"warning: {warning}"
     run = ", ".join(dict.fromkeys(show_path(check["file"]) for check in report["checks"]))
-    what = f"{run} gives what the samples hold" if run else "as far as its bytes go, for nothing was run"
+    what = f"its samples come out right of {run}" if run else "as far as its bytes go, for nothing was run"
     yield f"verified: the package is what its manifest says; {what}"
 
 
@@ -66,6 +65,10 @@ def package_lines(report: Mapping[str, Any]) -> Iterator[str]:
         size = size_text(entry["size_bytes"])
         yield f"  {show_path(entry['path'])}  {entry['format']}{opset}, {size}, sha256 {entry['sha256'][:_DIGITS]}"
     yield from _validation_lines(manifest["validation"])
+    for swap in manifest["swaps"]:
+        index, old = swap["member_index"], swap["replaced"]
+        yield f"member {index} was replaced by {show_path(swap['name'])}, before {show_path(old['name'])}"
+    yield from (f"note: {note}" for note in manifest["notes"])
     for sample in manifest["samples"]:
         batch = "" if sample["batch"] is None else f" at batch {sample['batch']}"
         source = "the loop over the members" if sample["expected_from"] == "loop" else "the file itself"

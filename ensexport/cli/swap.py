@@ -20,7 +20,7 @@ from ensexport.staging import Staging
 @click.command(
     "swap",
     short_help="Replace one member of an artifact, without a new export.",
-    epilog=options.example("ensexport swap ensemble.onnx --member 1 ckpts/s2.pt --model model.py:Net -o swapped.onnx"),
+    epilog=options.example("ensexport swap ensemble.onnx --member 1 new.pt --model model.py:Net -o swapped.onnx"),
 )
 @options.apply(
     options.artifact,

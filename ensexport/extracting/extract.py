@@ -14,7 +14,7 @@ from ensexport.extracting.packed_file import PackedFile, Pieces, open_packed
 from ensexport.extracting.proof import prove_member
 from ensexport.extracting.tensors import OwnState, read_state, write_state
 from ensexport.output_files import data_file, describe_artifact
-from ensexport.recipe.member import MemberRecipe
+from ensexport.recipe.member_reading import MemberRecipe
 from ensexport.runtime.describing import describe_artifact as describe_file
 from ensexport.runtime.runner import MEMBER_KEY
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format

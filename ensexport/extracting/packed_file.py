@@ -22,7 +22,8 @@ from ensexport.emission import OutputEmission, from_json, hidden_of
 from ensexport.errors import ArtifactError, UsageError
 from ensexport.output_files import RENAMED_KEY
 from ensexport.recipe.coding import KEY, decode
-from ensexport.recipe.member import MemberRecipe, piece_number, read_member_recipe
+from ensexport.recipe.member_reading import MemberRecipe, read_member_recipe
+from ensexport.recipe.recovery import piece_number
 from ensexport.recipe.state_file import STATE_FILE
 from ensexport.runtime import read_metadata
 from ensexport.spec import TensorSpec, artifact_format, parse_inputs

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ensexport.batching.graph_json import dtype_of_name
 from ensexport.errors import LostTensorsError, MismatchError
 from ensexport.extracting.packed_file import PackedFile, Pieces
 from ensexport.members.safetensors_file import load_safetensors
 from ensexport.members.tensors import weights_digest
-from ensexport.recipe.member import MemberRecipe
+from ensexport.recipe.member_reading import MemberRecipe
 from ensexport.recipe.state_file import Entry, StateFile
 
 
@@ -81,11 +82,12 @@ def _from_pieces(file: PackedFile, recipe: MemberRecipe, member_index: int) -> d
     pieces = Pieces(file, recipe, member_index).read(recipe.state.graph)
     names = {weight.piece: weight.name for weight in recipe.state.packed}
     results = {names[index]: piece for index, piece in recipe.state.pieces(pieces) if index in names}
-    dtypes = recipe.dtypes.get(member_index, {})
+    saved = file.member(member_index).get("saved_dtypes") or {}
     tensors = {}
     for name, source in recipe.tied.items():
         tensor = results[source]
-        tensors[name] = tensor.to(dtypes.get(name, tensor.dtype)).contiguous()
+        dtype = dtype_of_name(saved[name]) if name in saved else tensor.dtype
+        tensors[name] = tensor.to(dtype).contiguous()
     return tensors
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ensexport.members.member import Member
+from ensexport.members.member import Member, Members
 from ensexport.members.reader import members_text
 from ensexport.members.wording import join_some
 
@@ -39,6 +39,40 @@ def widened(members: Sequence[Member]) -> tuple[list[Member], tuple[str, ...]]:
         done.append(member)
     warnings = [f"{members_text(group)}: {kinds}, the dtype of others (--dtype)." for kinds, group in texts.items()]
     return done, tuple(warnings)
+
+
+def as_wide(members: Members, dtypes: Dtypes) -> Members:
+    """Return members with their tensors of floats in the dtypes that others have, where those are wider.
+
+    Args:
+        members: As `load_members` returned them.
+        dtypes: Name of a tensor -> dtype; a tensor that it would not fit keeps its own.
+    """
+    done = []
+    for member in members:
+        known = {id(tensor): dtypes[name] for name, tensor in member.shapes.items() if name in dtypes}  # tied ones too
+        casts = {
+            name: known[id(tensor)]
+            for name, tensor in member.shapes.items()
+            if tensor.is_floating_point() and id(tensor) in known and tensor.dtype != known[id(tensor)]
+        }
+        casts = {n: kind for n, kind in casts.items() if torch.promote_types(member.shapes[n].dtype, kind) == kind}
+        saved = {name: member.shapes[name].dtype for name in casts}
+        shapes, read = _cast(dict(member.shapes), casts), functools.partial(_read, member.read, casts)
+        done.append(replace(member, shapes=shapes, read=read, saved_dtypes=saved) if casts else member)
+    return Members(
+        done,
+        architecture=members.architecture,
+        skipped=members.skipped,
+        warnings=members.warnings,
+        equal=members.equal,
+    )
+
+
+def saved_dtypes_json(member: Member) -> dict[str, dict[str, str]]:
+    """The entry of a member's record that says in which dtypes its file has tensors that are read in others, if any."""
+    kinds = {name: _short(dtype) for name, dtype in sorted(member.saved_dtypes.items())}
+    return {"saved_dtypes": kinds} if kinds else {}
 
 
 def _widest(members: Sequence[Member]) -> dict[str, torch.dtype]:

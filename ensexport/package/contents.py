@@ -130,6 +130,17 @@ def sample_entry(folder: str, case: SampleCase) -> dict[str, Any]:
     }
 
 
+def member_entry(record: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    """One member's entry.
+
+    Args:
+        record: What the files' metadata says of it.
+        source: The loaded member; None where it did not come from a file.
+    """
+    entry = {name: record[name] for name in ("index", "name", "sha256", "weights_sha256")}
+    return entry | {name: getattr(source, name, None) for name in ("container_key", "stripped_prefix")}
+
+
 def make_manifest(
     metadata: Mapping[str, Any],
     *,

@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ensexport.package.problems import as_text
+
 if TYPE_CHECKING:
     import onnx
 
@@ -115,11 +117,11 @@ def _is_repeated(field: Any) -> bool:
 
 
 def _range(tensor: onnx.TensorProto, data: str | None, size_bytes: int) -> Range:
-    keys = [entry.key for entry in tensor.external_data]
+    keys = [as_text(entry.key) for entry in tensor.external_data]
     unknown = sorted(set(keys) - set(_KEYS))
     if unknown or len(set(keys)) != len(keys):
         raise _EntryError(f"expected each of the keys {', '.join(_KEYS)} at most once, got {', '.join(keys)}")
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = {as_text(entry.key): as_text(entry.value) for entry in tensor.external_data}
     location = entries.get("location")
     if data is None or location != data:
         wanted = "no external data, for the manifest lists none" if data is None else f"values in {data!r}"
@@ -131,7 +133,7 @@ def _range(tensor: onnx.TensorProto, data: str | None, size_bytes: int) -> Range
         raise _EntryError(f"expected {needed} bytes for shape {list(tensor.dims)}, got the length {length}")
     if offset + length > size_bytes:
         raise _EntryError(f"expected bytes within the {size_bytes} of {data!r}, got {offset} to {offset + length}")
-    return offset, offset + length, tensor.name
+    return offset, offset + length, as_text(tensor.name)
 
 
 def _number(entries: dict[str, str], key: str, default: int | None) -> int:

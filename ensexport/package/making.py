@@ -14,7 +14,7 @@ from ensexport.emission import OutputEmission, names_of
 from ensexport.members import Members
 from ensexport.package.cases import SampleCase, make_cases
 from ensexport.package.choice import PackageChoice
-from ensexport.package.contents import make_manifest
+from ensexport.package.contents import make_manifest, member_entry
 from ensexport.package.samples import DTYPES
 from ensexport.package.triton import ServingOptions
 from ensexport.package.writing import Contents, signature_of
@@ -88,16 +88,8 @@ class PackageMaking:
         return bool(names)
 
     def _members(self) -> list[dict[str, Any]]:
-        """The metadata's records, and where in its file each member lay."""
         sources: Sequence[Any] = self.ensemble if isinstance(self.ensemble, Members) else [None] * len(self.ensemble)
-        return [
-            {
-                **record,
-                "container_key": getattr(source, "container_key", None),
-                "stripped_prefix": getattr(source, "stripped_prefix", None),
-            }
-            for record, source in zip(self.metadata["members"], sources, strict=True)
-        ]
+        return [member_entry(*pair) for pair in zip(self.metadata["members"], sources, strict=True)]
 
     def _cases(self, proof: Proof, model: Path) -> list[SampleCase]:
         *_, runner = open_runners(model, provider=self.provider, output_names=names_of(self.emitted))

@@ -223,11 +223,14 @@ def _contradictions(manifest: Mapping[str, Any]) -> Iterator[str]:
     formats = {entry["path"]: entry["format"] for entry in manifest["files"]}
     yield from _model_contradictions(manifest, formats)
     indices = [member["index"] for member in manifest["members"]]
-    if indices != list(range(manifest["n_members"])):
+    if len(indices) != manifest["n_members"] or indices != list(range(len(indices))):
         yield (
             f"members: expected the indices 0 to {manifest['n_members'] - 1} in order, got "
             f"{join_some([str(index) for index in indices])}"
         )
+    for place, swap in enumerate(manifest["swaps"]):
+        if swap["member_index"] >= manifest["n_members"]:
+            yield f"swaps[{place}].member_index: expected less than {manifest['n_members']}, got {swap['member_index']}"
     for kind in ("inputs", "outputs"):
         names = [entry["name"] for entry in manifest[kind]]
         yield from (f"{kind}: {name!r} is there twice" for name in sorted(_repeated(names)))
@@ -248,7 +251,7 @@ def _model_contradictions(manifest: Mapping[str, Any], formats: Mapping[str, str
         if row["file"] not in models:
             yield f"validation.table: {quote_path(row['file'])} is no model that is listed"
     members = manifest["validation"]["members"]
-    if members != "all" and not set(members) <= set(range(manifest["n_members"])):
+    if members != "all" and max(members, default=0) >= manifest["n_members"]:
         yield f"validation.members: expected numbers below {manifest['n_members']}, got {members}"
 
 
@@ -267,9 +270,10 @@ def _sample_contradictions(manifest: Mapping[str, Any], formats: Mapping[str, st
                 used.append(entry["path"])
                 expected = f"{sample['folder']}/{kind[:-1]}_{number}.pb"
                 if entry["path"] != expected:
-                    yield f"{where}.{kind}[{number}]: expected the path '{expected}', got {quote_path(entry['path'])}"
+                    got = quote_path(entry["path"])
+                    yield f"{where}.{kind}[{number}]: expected the path {quote_path(expected)}, got {got}"
                 elif formats.get(expected) != "sample":
-                    yield f"{where}.{kind}[{number}]: '{expected}' is not listed among the files as a sample"
+                    yield f"{where}.{kind}[{number}]: {quote_path(expected)} is not listed among the files as a sample"
         for name in sorted(needed - {entry["name"] for entry in sample["inputs"]}):
             yield f"{where}.inputs: the input {name!r} is missing"
     yield from (f"samples: {quote_path(path)} is there twice" for path in sorted(_repeated(used)))

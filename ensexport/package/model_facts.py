@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ensexport.package.problems import as_text
 from ensexport.runtime.runner import METADATA_FILE, METADATA_KEY
 from ensexport.weighting import WEIGHTS_INPUT
 
@@ -57,8 +58,9 @@ def onnx_problems(model: onnx.ModelProto, manifest: Mapping[str, Any]) -> Iterat
     for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
         expected = manifest[f"{kind}s"]
         names = [entry["name"] for entry in expected]
-        if [value.name for value in values] != names:
-            yield f"expected the {kind}s {_listed(names)}, got {_listed([value.name for value in values])}"
+        found = [as_text(value.name) for value in values]
+        if found != names:
+            yield f"expected the {kind}s {_listed(names)}, got {_listed(found)}"
             continue
         for value, entry in zip(values, expected, strict=True):
             yield from (f"{kind} {value.name!r}: {problem}" for problem in _value_problems(value, entry))
@@ -66,7 +68,7 @@ def onnx_problems(model: onnx.ModelProto, manifest: Mapping[str, Any]) -> Iterat
                 was = "a default" if entry["is_optional"] else "no default"
                 yield f"input {value.name!r}: expected {was}, got {'none' if entry['is_optional'] else 'one'}"
     text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")
-    yield from metadata_problems(text, manifest)
+    yield from metadata_problems(as_text(text), manifest)
 
 
 def _value_problems(value: onnx.ValueInfoProto, entry: Mapping[str, Any]) -> Iterator[str]:
@@ -85,9 +87,21 @@ def _value_problems(value: onnx.ValueInfoProto, entry: Mapping[str, Any]) -> Ite
     if not tensor.HasField("shape"):
         yield f"expected shape {entry['shape']}, got none"
         return
-    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim]
-    if dims != entry["shape"]:
+    dims = [dim.dim_value if dim.HasField("dim_value") else as_text(dim.dim_param) or None for dim in tensor.shape.dim]
+    if not _fits(dims, entry["shape"]):
         yield f"expected shape {_shape(entry['shape'])}, got {_shape(dims)}"
+
+
+def _fits(found: Sequence[int | str | None], expected: Sequence[int | str | None]) -> bool:
+    """Are two shapes the same? A formula such as `2*batch` can be written in several ways, a name in one."""
+    return len(found) == len(expected) and all(
+        size == dim or (not (_is_definite(size) and _is_definite(dim)) and not (type(size) is int or type(dim) is int))
+        for size, dim in zip(found, expected, strict=True)
+    )
+
+
+def _is_definite(dim: int | str | None) -> bool:
+    return isinstance(dim, int) or (isinstance(dim, str) and dim.isidentifier())
 
 
 def metadata_problems(text: str, manifest: Mapping[str, Any]) -> Iterator[str]:

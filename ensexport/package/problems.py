@@ -29,6 +29,11 @@ class Problem:
         return f"{quote_path(self.path)}: {self.what}"
 
 
+def as_text(value: str | bytes) -> str:
+    """A string of a protobuf message; it comes as bytes where it is no UTF-8."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
 def package_error(folder: Path, problems: Sequence[Problem]) -> PackageError:
     """The error for all problems of a package together.
 

@@ -40,7 +40,7 @@ class Place:
 
     def __str__(self) -> str:
         level = f", graph optimisation {self.optimization}" if self.optimization else ""
-        return f"sample '{self.sample}', {self.provider}{level}"
+        return f"sample {quote_path(self.sample)}, {self.provider}{level}"
 
 
 @dataclass(frozen=True)

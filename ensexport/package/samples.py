@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ensexport.errors import PackageError
 from ensexport.members.wording import quote_path
+from ensexport.package.problems import as_text
 
 Array = npt.NDArray[np.generic]
 DTYPES: dict[str, np.dtype[np.generic]] = {
@@ -133,7 +134,7 @@ def read_tensor(content: bytes, path: str | Path) -> tuple[str, Array]:
     values = np.frombuffer(proto.raw_data, dtype.newbyteorder("<") if kind != "bfloat16" else dtype)
     if kind == "bool" and values.view(np.uint8).max(initial=0) > 1:
         raise PackageError(f"{where}: a bool is neither 0 nor 1.")
-    return proto.name, values.astype(dtype, copy=False).reshape(shape)
+    return as_text(proto.name), values.astype(dtype, copy=False).reshape(shape)
 
 
 def read_sample(folder: Path, kind: str, names: Sequence[str]) -> dict[str, Array]:

@@ -23,12 +23,10 @@ class OwnTensors:
     Attributes:
         leaf_of: Name in the checkpoint -> the name that a batched graph may know it by: one for tied names.
         changed: Names whose values in a built member are not those of the checkpoint, and why.
-        dtypes: Member -> name -> dtype in its checkpoint, where the members had several and it was read in another.
     """
 
     leaf_of: Mapping[str, str]
     changed: Mapping[str, str] = field(default_factory=dict)
-    dtypes: Mapping[int, Mapping[str, torch.dtype]] = field(default_factory=dict)
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -56,10 +54,7 @@ def own_tensors(
     if not is_plain:
         same = {name for name, tensor in state.items() if name in built and same_bytes(built[name], tensor)}
         changed = {name: _CHANGED for name in state if name not in same}
-    dtypes = {}
-    if isinstance(ensemble, Members):
-        dtypes = {member.index: dict(member.saved_dtypes) for member in ensemble if member.saved_dtypes}
-    return OwnTensors(leaf_of, changed, dtypes)
+    return OwnTensors(leaf_of, changed)
 
 
 def state_of(ensemble: Ensemble | Members, member_index: int) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ bit for bit. What is neither in a piece nor part of one is computed from what is
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -19,11 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ensexport.batching.builder import GraphBuilder
 from ensexport.batching.layers import SAME, VIEWS, order_of
 from ensexport.batching.weights import PackedWeight, WeightProgram
+from ensexport.errors import ArtifactError
 
 aten = torch.ops.aten
 
 PIECE = "piece_{}"
 """Leaf of a recovery program: the piece with this number."""
+_PIECE = re.compile(re.escape(PIECE).replace(r"\{\}", r"(\d{1,9})"))
 _RESHAPING = VIEWS | {
     aten.unflatten.int,
     aten.unsqueeze.default,
@@ -98,6 +101,18 @@ def pieces_of(program: WeightProgram) -> dict[int, list[PackedWeight]]:
     for weight in program.packed:
         weights.setdefault(weight.piece, []).append(weight)
     return weights
+
+
+def piece_number(leaf: str) -> int:
+    """The number of the piece that a leaf of a recovery program stands for.
+
+    Raises:
+        ArtifactError: It stands for none.
+    """
+    matched = _PIECE.fullmatch(leaf)
+    if matched is None:
+        raise ArtifactError(f"cannot read the file's recipe: {leaf[:80]!r} is no piece of it.")
+    return int(matched[1])
 
 
 class _Forms:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import json
 import math
 import re
 import tempfile
@@ -20,7 +21,7 @@ import onnxruntime as ort
 
 from ensexport.errors import ArtifactError, OpsetError, ProviderError, UsageError
 from ensexport.runtime.libraries import load_libraries
-from ensexport.runtime.runner import METADATA_KEY, Array
+from ensexport.runtime.runner import MEMBER_KEY, METADATA_KEY, Array
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -255,7 +256,21 @@ def read_onnx_metadata(path: Path) -> str:
         raise ArtifactError(
             f"cannot read '{path}' as ONNX: {str(error).strip()[:200]}.", hint="Give a file that ensexport packed."
         ) from error
-    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")
+    texts: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY not in texts and MEMBER_KEY in texts:
+        raise ArtifactError(
+            f"cannot use '{path}' as an ensemble: it is {_member_text(texts[MEMBER_KEY])}, taken out of a packed file.",
+            hint="Give the packed file.",
+        )
+    return texts.get(METADATA_KEY, "")
+
+
+def _member_text(text: str) -> str:
+    try:
+        member = json.loads(text)["member"]
+        return f"member {member['index']} ('{member['name']}')"
+    except (ValueError, TypeError, KeyError):
+        return "one member"
 
 
 def _ort_value(name: str, array: Array, kind: str) -> Any:

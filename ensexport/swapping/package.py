@@ -23,7 +23,7 @@ from ensexport.errors import UsageError
 from ensexport.members import Members, load_members
 from ensexport.package.cases import SampleCase, is_within, rounding_of
 from ensexport.package.choice import is_package_target
-from ensexport.package.contents import created, libraries, sample_entry, validation_entry
+from ensexport.package.contents import created, libraries, member_entry, sample_entry, validation_entry
 from ensexport.package.integrity import CheckedPackage, check_package
 from ensexport.package.manifest import MODEL_FORMATS
 from ensexport.package.samples import write_sample
@@ -174,8 +174,8 @@ class PackageSwap:
     def _manifest(
         self, samples: Sequence[Mapping[str, Any]], swapped: Swapped, names: Mapping[str, str]
     ) -> dict[str, Any]:
-        old, new = self.package.manifest, self.members[0]
-        member = {**swapped.member, "container_key": new.container_key, "stripped_prefix": new.stripped_prefix}
+        old = self.package.manifest
+        member = member_entry(swapped.member, self.members[0])
         members = [member if entry["index"] == self.member_index else entry for entry in old["members"]]
         replaced = {name: str(swapped.replaced.get(name, "")) for name in ("name", "sha256", "weights_sha256")}
         swap = {

@@ -74,13 +74,12 @@ def build_member(members: Members, specs: Sequence[TensorSpec], recipe: WeightRe
     return NewMember(members, module, member_index)
 
 
-def make_patches(contents: Contents, new: NewMember, *, may_widen: bool) -> list[Patch]:
+def make_patches(contents: Contents, new: NewMember) -> list[Patch]:
     """Compute the member's share of a file's weights, with the graph that packed the others.
 
     Args:
         contents: The file.
         new: The checkpoint.
-        may_widen: Take tensors of a narrower float dtype than the file's members have, as `pack --dtype` does.
 
     Raises:
         StackError: The checkpoint does not fit the members in the file, or differs in what they have in common.
@@ -88,7 +87,7 @@ def make_patches(contents: Contents, new: NewMember, *, may_widen: bool) -> list
         ArtifactError: The recipe cannot be run.
     """
     recipe, n_members = contents.recipe, contents.n_members
-    state = _fitting(recipe, named_tensors(new.module), new, may_widen=may_widen)
+    state = _fitting(recipe, named_tensors(new.module), new)
     patches: list[Patch] = []
 
     def is_common(weight: PackedWeight) -> bool:
@@ -119,10 +118,8 @@ def make_patches(contents: Contents, new: NewMember, *, may_widen: bool) -> list
     return patches
 
 
-def _fitting(
-    recipe: WeightRecipe, state: Mapping[str, torch.Tensor], new: NewMember, *, may_widen: bool
-) -> Mapping[str, torch.Tensor]:
-    """The tensors that are read, in the dtypes that they are read in."""
+def _fitting(recipe: WeightRecipe, state: Mapping[str, torch.Tensor], new: NewMember) -> Mapping[str, torch.Tensor]:
+    """The tensors that are read."""
     placeholders = [node for node in recipe.program.graph.nodes if node.op == "placeholder"]
     values = {name: node.meta["val"] for name, node in zip(recipe.program.leaves, placeholders, strict=True)}
     found: dict[str, torch.Tensor] = {}
@@ -135,15 +132,14 @@ def _fitting(
                 hint="Give a checkpoint of the architecture that was packed, and its --model-args.",
                 tensor=name,
             )
-        is_wider = dtype.is_floating_point and torch.promote_types(tensor.dtype, dtype) == dtype
-        if tensor.dtype != dtype and not (may_widen and is_wider):
+        if tensor.dtype != dtype:
             raise StackError(
                 f"cannot swap '{name}': expected {_short(dtype)} as in the members that were packed, got "
                 f"{_short(tensor.dtype)} in {new.label}.",
                 hint="Save the checkpoint in that dtype, or pack again.",
                 tensor=name,
             )
-        found[name] = tensor.to(dtype)
+        found[name] = tensor
     return found
 
 

@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensexport.batching.graph_json import dtype_name
 from ensexport.clock import Clock, OnStage
 from ensexport.errors import UsageError
 from ensexport.members import Members, Selection, Trust, load_members
 from ensexport.members.selection import NO_SELECTION
 from ensexport.members.trust import NO_TRUST
+from ensexport.members.widening import as_wide, saved_dtypes_json
 from ensexport.output_files import data_file, describe_artifact
+from ensexport.recipe.coding import KEY, decode, encode
 from ensexport.resources import check_disk
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format
 from ensexport.staging import Staging, writing
@@ -148,11 +151,15 @@ def swap(
     source, target = Path(artifact), Path(output)
     if artifact_format(source) != artifact_format(target):
         raise UsageError(f"cannot write '{target}': expected the format of '{source}', {source.suffix}.")
+    base, clock = Path.cwd(), Clock(on_stage)
     with Staging([target], force=force) as staging:
-        clock = Clock(on_stage)
         with clock.stage("read"):
             contents = read_contents(source)
             check_index(member_index, contents.n_members, source)
+        if contents.kind == "onnx" and provider != "cpu":
+            from ensexport.runtime.onnx_runner import check_provider
+
+            check_provider(provider)  # before the work, not after
         with clock.stage("load"):
             members = load_members(
                 checkpoint,
@@ -165,6 +172,8 @@ def swap(
                 any_float="dtypes" in contents.metadata,
                 on_progress=lambda _path, done, total: clock.tell("load", done, total),
             )
+        if Path.cwd() != base:  # the model's code changed it
+            source, contents = base / source, read_contents(base / source)
         file = SwapFile(source, staging.path(target), target)
         swapped = swap_files(
             [file], member_index, members, tolerance=tolerance, provider=provider, clock=clock, known=[contents]
@@ -212,18 +221,20 @@ def swap_files(
         raise UsageError(f"{len(members)} members were found in the checkpoint: expected one to put into the file.")
     check_disk({file.target: _size(contents) for file, contents in zip(files, held, strict=True)})
     with clock.stage("weights"):
+        if "dtypes" in held[0].metadata:  # as `pack --dtype` takes members that were saved in different ones
+            members = as_wide(members, held[0].recipe.dtypes)
         new = build_member(members, member_specs(held[0].metadata), held[0].recipe, member_index)
         record = _record(new, held[0].metadata["members"])
         replaced = held[0].metadata["members"][member_index]
         done: dict[str, list[Patch]] = {}
         changed: list[dict[str, Any]] = []
         for file, contents in zip(files, held, strict=True):
-            recipe = contents.metadata["recipe"]
+            recipe = contents.metadata[KEY]
             if recipe not in done or contents.n_members == 1:
-                done[recipe] = make_patches(contents, new, may_widen="dtypes" in contents.metadata)
+                done[recipe] = make_patches(contents, new)
             records = list(contents.metadata["members"])
             records[member_index] = record
-            changed.append({**contents.metadata, "members": records})
+            changed.append({**contents.metadata, "members": records, KEY: _with_dtypes(contents.metadata, new)})
             with writing(file.target):
                 write_patched(contents, file.staged, file.target.name, done[recipe], changed[-1])
     with clock.stage("validate"):
@@ -271,7 +282,25 @@ def _record(new: NewMember, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     least = max((name.count("/") + 1 for name in others), default=1)
     names = ["/".join(parts[-count:]) for count in range(least, len(parts) + 1)] or ["/".join(parts)]
     name = next((name for name in names if name not in others), names[-1])
-    return {"index": new.index, "name": name, "sha256": member.sha256, "weights_sha256": member.weights_sha256}
+    digests = {"sha256": member.sha256, "weights_sha256": member.weights_sha256}
+    return {"index": new.index, "name": name, **digests, **saved_dtypes_json(member)}
+
+
+def _with_dtypes(metadata: Mapping[str, Any], new: NewMember) -> str:
+    """The recipe, which names the dtypes in which a member was saved where others were saved in wider ones."""
+    text = str(metadata[KEY])
+    if "dtypes" not in metadata:
+        return text
+    recipe, own = decode(text), str(new.index)
+    half = recipe.get("member")
+    state = half.get("state") if isinstance(half, dict) else None
+    dtypes = state.get("dtypes") if isinstance(state, dict) else None
+    if not isinstance(dtypes, dict):
+        return text
+    saved = {name: dtype_name(dtype) for name, dtype in new.members[0].saved_dtypes.items()}
+    dtypes.pop(own, None)
+    dtypes |= {own: saved} if saved else {}
+    return encode(recipe)
 
 
 def _repeats(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ import math
 import pickle
 import re
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _text(path: Path, records: Mapping[str, Record], name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(records[name].full_name.decode())
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:  # RuntimeError: encrypted
         raise ArtifactError(f"cannot read '{path}': {error}.", hint=_HINT) from error
 
 

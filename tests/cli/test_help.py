@@ -1,17 +1,24 @@
 """Every help text starts with an imperative sentence and ends with an example that runs."""
 
 import shlex
-from pathlib import Path
+import shutil
 
 import pytest
 
 from ensexport.bench.names import default_alternatives
 from ensexport.cli import cli
 from tests.cli.projects import run
-from tests.package.builder import build_package
 
-COMMANDS = {"root": [], "pack": ["pack"], "inspect": ["inspect"], "validate": ["validate"], "bench": ["bench"],
-            "verify": ["verify"]}  # fmt: skip
+COMMANDS = {
+    "root": [],
+    "pack": ["pack"],
+    "inspect": ["inspect"],
+    "validate": ["validate"],
+    "bench": ["bench"],
+    "verify": ["verify"],
+    "extract": ["extract"],
+    "swap": ["swap"],
+}
 
 
 def example_of(command):
@@ -39,8 +46,11 @@ def test_the_examples_run(project):
     assert run(*example_of(["pack"])).exit_code == 0
     assert run(*example_of([]), "--force").exit_code == 0
     assert run(*example_of(["validate"])).exit_code == 0
-    build_package(Path("ensemble"))
+    assert run(*example_of(["pack"]), "-o", "ensemble", "--force").exit_code == 0
     assert run(*example_of(["verify"])).exit_code == 0
+    assert run(*example_of(["extract"])).exit_code == 0
+    shutil.copy(project / "ckpts" / "m2.pt", project / "new.pt")
+    assert run(*example_of(["swap"])).exit_code == 0
     timed = run(*example_of(["bench"]), "--blocks", 3)
     assert (timed.exit_code, timed.err) == (0, "")
     for batch in (1, 8, 64):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ensexport.errors import StackError
 from ensexport.members import load_members
+from ensexport.members.widening import as_wide
 
 DTYPES = (torch.float16, torch.float32, torch.bfloat16)
 
@@ -69,3 +70,20 @@ def test_integers_are_not_widened(folder: Path) -> None:
     torch.save(state, folder / "m1.pt")
     with pytest.raises(StackError, match=r"'steps': expected dtype int64 as in member 0 .*, got int32"):
         load_members(folder, any_float=True)
+
+
+def test_a_member_is_read_in_the_dtypes_that_others_have_where_those_are_wider(folder: Path) -> None:
+    members = load_members(folder / "m0.pt", model=_net)
+    dtypes = {"0.weight": torch.float32, "0.bias": torch.float32, "1.bias": torch.bfloat16, "steps": torch.float32}
+    wide = as_wide(members, dtypes)
+    state, own = wide[0].state, members[0].state
+    assert {name: tensor.dtype for name, tensor in state.items()} == {
+        "0.weight": torch.float32,
+        "0.bias": torch.float32,
+        "1.weight": torch.float32,
+        "1.bias": torch.float16,
+        "steps": torch.int64,
+    }
+    assert state["0.weight"] is state["1.weight"]
+    assert all(torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in own.items())
+    assert (wide[0].weights_sha256, wide.architecture) == (members[0].weights_sha256, members.architecture)

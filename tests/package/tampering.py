@@ -335,6 +335,13 @@ def again(model: onnx.ModelProto) -> None:
     tensor(model).external_data.add(key="offset", value="0")
 
 
+def no_utf8(model: onnx.ModelProto) -> None:
+    """Protobuf hands out strings that are no UTF-8 as bytes."""
+    each = tensor(model)
+    each.external_data[0].key = "location?"
+    each.ParseFromString(each.SerializeToString().replace(b"location?", b"location\xff"))
+
+
 def both(model: onnx.ModelProto) -> None:
     tensor(model).raw_data = bytes(288)
 
@@ -381,6 +388,7 @@ RESEALED = {
     "external-hex": Case(external(offset="0x10"), "model.onnx", "a number as its offset, got '0x10'", "external"),
     "external-other-key": Case(external(basepath="/"), "model.onnx", "expected each of the keys", "external"),
     "external-key-twice": Case(lambda f: edit_model(f, again), "model.onnx", "at most once", "external"),
+    "external-no-utf8": Case(lambda f: edit_model(f, no_utf8), "model.onnx", "expected each of the keys", "external"),
     "external-overlap": Case(lambda f: edit_model(f, overlap), "model.onnx", "overlap in bytes", "external"),
     "external-and-inside": Case(lambda f: edit_model(f, both), "model.onnx", "values in the file and", "external"),
     "external-undeclared": Case(lambda f: edit_model(f, undeclared), "model.onnx", "does not say that", "external"),

@@ -108,6 +108,9 @@ WRONG = {
     "sample-of-no-output": (("samples", 0, "outputs", 0, "name"), "y", "'y' is none of the package's outputs"),
     "sample-without-input": (("samples", 0, "inputs"), [], "the input 'x' is missing"),
     "sample-unused": (("samples",), [], "files: no sample names 'test_data_set_0/input_0.pb'"),
+    "swap-of-no-member": (("swaps",), [
+        {"member_index": 2, "name": "new.pt", "replaced": {"name": "m2.pt", "sha256": SHA, "weights_sha256": SHA},
+         "validation": make_manifest()["validation"]}], r"swaps\[0\].member_index: expected less than 2, got 2"),
     "output-twice": (("outputs",), make_manifest()["outputs"] * 2, "outputs: 'output' is there twice"),
 }  # fmt: skip
 
