@@ -18,7 +18,6 @@ COMMANDS = {
     "verify": ["verify"],
     "extract": ["extract"],
     "swap": ["swap"],
-    "extract": ["extract"],
 }
 
 
