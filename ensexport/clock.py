@@ -34,11 +34,12 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         """Time what is done in the block; a stage may come several times."""
         self.tell(name, 0, 0)
-        begin = time.perf_counter()
+        begin, watch = time.perf_counter(), _Watch()
         try:
-            with _watched_memory() as watch:
-                yield
+            watch.begin()
+            yield
         finally:
+            watch.end()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
             if watch.highest:
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), watch.highest)
@@ -77,13 +78,3 @@ class _Watch:
 
     def _look(self) -> None:
         self.highest = max(self.highest, status_bytes("VmRSS") or 0)
-
-
-@contextmanager
-def _watched_memory() -> Iterator[_Watch]:
-    watch = _Watch()
-    watch.begin()
-    try:
-        yield watch
-    finally:
-        watch.end()

@@ -1,9 +1,12 @@
 """Time and memory of the stages."""
 
 import sys
+import threading
+import time
 
 import pytest
 
+from ensexport import clock as clock_module
 from ensexport.clock import Clock
 
 
@@ -27,7 +30,6 @@ def test_a_stage_that_fails_is_timed_too():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_held_in_one_stage_shows_there_and_not_in_the_next():
-    import time
 
     clock = Clock()
     with clock.stage("small"):
@@ -40,3 +42,21 @@ def test_memory_held_in_one_stage_shows_there_and_not_in_the_next():
         time.sleep(0.05)
     assert clock.peak_bytes["large"] > clock.peak_bytes["small"] + 250_000_000
     assert clock.peak_bytes["after"] < clock.peak_bytes["large"] - 200_000_000
+
+
+def test_an_interruption_while_a_stage_begins_is_that_interruption(monkeypatch):
+    begin, before = clock_module._Watch.begin, threading.active_count()
+
+    def interrupted(watch):
+        begin(watch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clock_module._Watch, "begin", interrupted)
+    clock = Clock()
+    with pytest.raises(KeyboardInterrupt), clock.stage("load"):
+        raise AssertionError
+    assert list(clock.seconds) == ["load"]
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before

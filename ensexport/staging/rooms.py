@@ -19,7 +19,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ensexport.staging.journal import JOURNAL, recover
@@ -31,6 +32,7 @@ SCRATCH = "scratch"
 _PREFIX, _UNLOCKED, _KEPT = ".ensexport-", "unlocked-", "kept-"
 _KNOWN = {NEW, REPLACED, SCRATCH, JOURNAL, MODE_FILE, MODE_FOLDER}
 _NAME = re.compile(rf"{re.escape(_PREFIX)}([0-9a-f]{{8}})([0-9a-f]{{8}})[0-9a-f]{{16}}")
+_WAIT_S, _LOOK_S = 10.0, 0.002  # renames take less than a millisecond
 _FOLDER_ONLY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 _listeners: list[Callable[[Path], None]] = []
@@ -52,7 +54,7 @@ class Room:
 
     def __init__(self, parent: Path, *, is_locked: bool) -> None:
         machine = "".join(_machine()) if is_locked else _UNLOCKED
-        # Absolute, so that a model that changes the current directory moves nothing. A `..` stays: it may follow links.
+        # Absolute, so that a model that changes the current folder moves nothing. A `..` stays: it may follow a link.
         self.path = Path(parent.absolute(), f"{_PREFIX}{machine}{secrets.token_hex(8)}")
         self.is_locked = is_locked
         self._descriptor: int | None = None
@@ -169,6 +171,31 @@ def remove_room(folder: Path) -> None:
     _remove_tree(folder)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs from renaming anything in a folder meanwhile, so that what two runs write is never mixed.
+
+    Where locks are refused, or some other program holds this one for long, go on without.
+
+    Args:
+        folder: Where the targets lie.
+    """
+    deadline, descriptor = time.monotonic() + _WAIT_S, None
+    while descriptor is None and _can_lock() and time.monotonic() < deadline:
+        try:
+            descriptor = _locked(folder, follow=True)
+            break
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        except OSError:
+            break
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def _clear_if_dead(folder: Path) -> None:
     descriptor = _locked(folder)
     if descriptor is None:
@@ -177,7 +204,8 @@ def _clear_if_dead(folder: Path) -> None:
         status = os.fstat(descriptor)
         is_ours = status.st_uid == os.geteuid() and os.path.samestat(status, os.lstat(folder))
         if is_ours and _KNOWN.issuperset(os.listdir(folder)):
-            recover(folder)
+            with alone_in(folder.parent):
+                recover(folder)
             _remove_tree(folder)
     finally:
         os.close(descriptor)
@@ -206,8 +234,12 @@ def _can_lock() -> bool:
     return True
 
 
-def _locked(folder: Path) -> int | None:
+def _locked(folder: Path, *, follow: bool = False) -> int | None:
     """Open and lock a folder; None if locks are refused.
+
+    Args:
+        folder: The folder.
+        follow: It may be a link to one.
 
     Raises:
         BlockingIOError: Another process has the lock.
@@ -215,7 +247,7 @@ def _locked(folder: Path) -> int | None:
     """
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY | _FOLDER_ONLY)
+    descriptor = os.open(folder, os.O_RDONLY | (0 if follow else _FOLDER_ONLY))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

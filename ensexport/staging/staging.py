@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Collection, Sequence
@@ -13,7 +14,7 @@ from ensexport.resources import Reserve
 from ensexport.staging.checks import check_file, check_folder, check_names
 from ensexport.staging.journal import end_journal, write_journal
 from ensexport.staging.moves import NEW, FileMove, FolderMove, Move
-from ensexport.staging.rooms import SCRATCH, Room, clear_stale, make_room
+from ensexport.staging.rooms import SCRATCH, Room, alone_in, clear_stale, make_room
 from ensexport.staging.system import default_modes, sync_folder, writing
 
 
@@ -122,21 +123,28 @@ class Staging:
                     move.prepare(*modes)
             with writing(moves[0].target):
                 write_journal(room, moves)
+        with contextlib.ExitStack() as alone:
+            for place in sorted({moves[0].place.parent for moves in planned.values()}):  # in one order: no deadlock
+                alone.enter_context(alone_in(place))
+            self._make([move for moves in planned.values() for move in moves])
+        return [move.target for moves in planned.values() for move in moves]
+
+    def _make(self, moves: Sequence[Move]) -> None:
         begun: list[Move] = []
         try:
-            for moves in planned.values():
-                for move in moves:
-                    begun.append(move)
-                    with writing(move.target):
-                        move.make(force=self.force)
-            for parent, moves in planned.items():
-                with writing(parent):
-                    sync_folder(moves[0].place.parent)
-                    end_journal(self._rooms[parent].path)
+            for move in moves:
+                begun.append(move)
+                with writing(move.target):
+                    move.make(force=self.force)
+            for place, target in {move.place.parent: move.target for move in moves}.items():
+                with writing(target.parent):
+                    sync_folder(place)
+            for room in self._rooms.values():
+                with writing(moves[0].target):
+                    end_journal(room.path)
         except BaseException as error:
             self._undo(begun, error)
             raise
-        return [move.target for move in begun]
 
     def _planned(self) -> dict[Path, list[Move]]:
         """What is to be moved, by parent: each target follows the files that are named after it."""

@@ -20,6 +20,7 @@ NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 MODE_FILE, MODE_FOLDER = "mode-of-a-file", "mode-of-a-folder"
 
 _AT_FDCWD = -100
+_IS_THERE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)  # what appeared after one had looked
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _PERMISSIONS = "Check the folder's permissions."
 _HINTS = {
@@ -68,9 +69,16 @@ def rename_new(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in NO_SUCH_CALL:
             raise
-        if os.path.lexists(target):
+        is_there = os.path.lexists(target)
+        if not is_there:
+            try:
+                os.rename(source, target)
+            except OSError as refusal:
+                if refusal.errno not in _IS_THERE:
+                    raise
+                is_there = True
+        if is_there:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        os.rename(source, target)
 
 
 def renameat2(source: Path, target: Path, flags: int) -> None:

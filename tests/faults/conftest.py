@@ -7,7 +7,8 @@ import pytest
 
 def _in_memory():
     # On a disk most of the time would be spent on waiting for fsync.
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="ensexport-faults-", dir=memory) as name:
         os.chmod(name, 0o755)
         yield Path(name)
 

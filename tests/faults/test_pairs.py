@@ -13,13 +13,9 @@ from tests.faults.processes import together
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
-# Without renameat2 a replaced folder is away for a moment, and one of two writers may find that the other was faster.
-PAIRS = [name for name, case in CASES.items() if not (case.is_bare and case.is_replacing)]
 
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_pairs(folder, monkeypatch, name):
-    case = CASES[name]
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_pairs(folder, monkeypatch, case):
     counted = Count("two runs on one target" + (", --force" if case.is_replacing else ""), "each other")
     case.take_away(monkeypatch)
 

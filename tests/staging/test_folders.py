@@ -1,5 +1,6 @@
 """Folders as targets: put in place by one rename, and nothing but packages and empty folders is ever replaced."""
 
+import errno
 import json
 import os
 import socket
@@ -306,6 +307,17 @@ def test_a_fault_that_does_not_go_away_loses_nothing(tmp_path, monkeypatch):
     assert contents(target) == package("new")
     Staging([file], force=False)  # the next run does not take it for a leftover
     assert contents(kept) == package("old")
+
+
+@pytest.mark.parametrize("number", [errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR], ids=errno.errorcode.get)
+def test_without_renameat2_what_appears_after_the_look_is_in_the_way_too(tmp_path, monkeypatch, number):
+    def rename(*_):
+        raise OSError(number, "there")
+
+    monkeypatch.setattr(system, "_renameat2", lambda: None)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(FileExistsError):
+        system.rename_new(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_package_is_known_by_its_manifest(tmp_path):

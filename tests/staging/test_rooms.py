@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -199,9 +200,9 @@ def test_a_new_one_that_a_scan_takes_away_is_made_anew(tmp_path, monkeypatch, ta
     """A scan may come between making and locking: then it holds the lock, or has removed the folder."""
     real, held = rooms._locked, []
 
-    def locked(folder):
+    def locked(folder, **options):
         if held:
-            return real(folder)
+            return real(folder, **options)
         held.append(real(folder))
         if taken == "locked":
             return real(folder)  # raises
@@ -336,6 +337,31 @@ def test_a_parent_process_removes_what_its_child_left(tmp_path, monkeypatch):
     assert contents(tmp_path / "pkg") == package("old")
     assert os.listdir(tmp_path) == ["pkg"]
     remove_room(left)  # nothing is left to do
+
+
+def test_renames_wait_for_those_of_another_run(tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+
+    def work():
+        with rooms.alone_in(tmp_path):
+            os.write(writing, b".")
+            time.sleep(0.3)
+            (tmp_path / "seen").touch()
+
+    child = fork(work)
+    os.read(reading, 1)
+    with rooms.alone_in(tmp_path):
+        assert (tmp_path / "seen").exists()
+    assert end_of(child) == 0
+    os.close(reading)
+    os.close(writing)
+
+
+def test_renames_go_on_where_another_program_holds_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(rooms, "_WAIT_S", 0.05)
+    with rooms.alone_in(tmp_path):
+        write_package(tmp_path / "pkg")
+    assert contents(tmp_path / "pkg") == package("new")
 
 
 def test_names_of_machines(monkeypatch):
