@@ -16,12 +16,13 @@ from ensexport.members.widening import as_wide, saved_dtypes_json
 from ensexport.output_files import data_file, describe_artifact
 from ensexport.recipe.coding import KEY
 from ensexport.resources import check_disk
+from ensexport.runtime import member_specs
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format
 from ensexport.staging import Staging, writing
 from ensexport.swapping.contents import Contents, read_contents
 from ensexport.swapping.patching import write_patched
 from ensexport.swapping.pieces import NewMember, Patch, build_member, make_patches
-from ensexport.swapping.proving import member_specs, prove_member
+from ensexport.swapping.proving import prove_member
 
 
 @dataclass(frozen=True)
