@@ -64,7 +64,7 @@ class Moments:
 
     def tell(self, *, is_hit):
         """Say whether the last one came in time: other work on the machine changes how long this one takes."""
-        self._scale *= 1.03 if is_hit else 0.95
+        self._scale *= 1.1 if is_hit else 0.85  # about two thirds come in time then
 
 
 def together(*works):
