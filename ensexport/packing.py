@@ -12,6 +12,7 @@ from ensexport.clock import Clock, OnStage
 from ensexport.dtypes import AS_THEY_ARE, DtypeChoice
 from ensexport.emission import ALL_MEMBERS_ONLY, Emission
 from ensexport.estimates import Estimate
+from ensexport.input_data import check_exists
 from ensexport.members import Members, load_members
 from ensexport.members.inspection import Inspection, inspect_members
 from ensexport.members.selection import NO_SELECTION, Selection
@@ -92,6 +93,7 @@ def pack(
     choice: MemberChoice = ALL_MEMBERS,
     package: PackageChoice = DEFAULT_PACKAGE,
     external_data: bool = False,
+    sample_inputs: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     on_stage: OnStage | None = None,
@@ -124,6 +126,7 @@ def pack(
         choice: The members to compare with the loop, as for `export`.
         package: What package folders are to hold, as for `export`.
         external_data: Put the weights of ONNX files into a file beside them, as for `export`.
+        sample_inputs: Inputs to compare on too, as for `export`.
         force: Replace files that exist.
         dry_run: Load and compare the members, check the outputs, write nothing.
         on_stage: Called as `(stage, done, total)`.
@@ -137,6 +140,8 @@ def pack(
     request = plan_outputs(targets, package)
     request.staging(force=force)  # refuse a bad target before the work, not after
     clock, base = Clock(on_stage), Path.cwd()
+    if sample_inputs is not None:
+        check_exists(sample_inputs)
     reading: dict[str, Any] = {
         "model_args": model_args,
         "base_dir": base_dir,
@@ -156,6 +161,7 @@ def pack(
         members = load_members(list(checkpoints), model, **reading)
     if Path.cwd() != base:  # the model's code changed it
         targets = [base / path for path in targets]
+        sample_inputs = None if sample_inputs is None else base / sample_inputs
     done = export(
         members,
         targets,
@@ -175,6 +181,7 @@ def pack(
         choice=choice,
         package=package,
         external_data=external_data,
+        sample_inputs=sample_inputs,
         force=force,
         on_stage=on_stage,
         on_estimate=on_estimate,

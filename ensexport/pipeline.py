@@ -11,7 +11,7 @@ from typing import Any
 from ensexport.artifacts import for_target, make_metadata, write_artifacts
 from ensexport.batching.converting import convert
 from ensexport.batching.engine import BatchedGraph, batch_graph
-from ensexport.batching.rule_sets import rule_set
+from ensexport.batching.rule_sets import RuleSet, rule_set
 from ensexport.choice import ALL_MEMBERS, MemberChoice
 from ensexport.clock import Clock, OnStage
 from ensexport.compare import Array
@@ -27,7 +27,7 @@ from ensexport.package.making import PackageMaking
 from ensexport.package.planning import plan_outputs
 from ensexport.package.writing import Contents, write_package
 from ensexport.probes import BATCHES, SEEDS, file_feed, make_probes
-from ensexport.proving import Proving, prove
+from ensexport.proving import Proving, prove, real_probe
 from ensexport.recipe.making import make_recipe
 from ensexport.runtime.onnx_runner import check_provider
 from ensexport.runtime.torch_runner import array_from_tensor
@@ -97,6 +97,7 @@ def export(
     choice: MemberChoice = ALL_MEMBERS,
     package: PackageChoice = DEFAULT_PACKAGE,
     external_data: bool = False,
+    sample_inputs: str | Path | None = None,
     on_stage: OnStage | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
 ) -> ExportReport:
@@ -130,6 +131,7 @@ def export(
         choice: The members to compare with the loop; all unless an ensemble is too large for that.
         package: What package folders are to hold.
         external_data: Put the weights of ONNX files into a file beside them, not only above 2 GiB.
+        sample_inputs: An `.npz` of inputs to compare on too; its first rows become the first sample of packages.
         on_stage: Called as `(stage, done, total)`.
         on_estimate: Called with what memory and disk will be needed, before the work.
 
@@ -182,20 +184,13 @@ def export(
             )
             batched = None if strategy == "tune" else batch(**graph_options(strategy, rules, chunks=chunks_of(source)))
         if batched is None:
-            with clock.stage("tune"):
-                files = _TuneFiles(source, formats, opset, target)
-                candidates = Candidates(
-                    make=lambda options: batch(**options),
-                    write=files.write,
-                    suffix=files.suffix,
-                    feeds=_feeds(source, tune_batches, conversion),
-                    outputs=source.names,
-                )
-                batched = tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
+            files = _TuneFiles(source, formats, opset, target)
+            batched = _tuned(files, batch, _feeds(source, tune_batches, conversion), rules, provider, clock)
         batched = add_heads(for_target(batched, target), emitted, weights)
         outputs = request.outputs(staging)
         metadata = make_metadata(ensemble, batched, emitted, source.ranges, weights, conversion)
         metadata |= _recipe(source, batched, conversion) | _chosen(choice, len(ensemble))
+        real = None if sample_inputs is None else real_probe(sample_inputs, metadata, conversion)
         write_artifacts(
             outputs,
             batched,
@@ -219,6 +214,7 @@ def export(
                 weights,
                 conversion,
                 needs_probes=bool(request.packages),
+                real=real,
             )
             proof = prove(source, {output.target: output.staged for output in outputs}, how, clock)
         with clock.stage("digest"):
@@ -309,6 +305,26 @@ class _TuneFiles:
             scratch=path.with_name(f"{path.name}.weights"),
             clock=Clock(),
         )
+
+
+def _tuned(
+    files: _TuneFiles,
+    batch: Callable[..., BatchedGraph],
+    feeds: Mapping[int | None, dict[str, Array]],
+    rules: RuleSet,
+    provider: str,
+    clock: Clock,
+) -> BatchedGraph:
+    """The candidate that runs fastest here."""
+    with clock.stage("tune"):
+        candidates = Candidates(
+            make=lambda options: batch(**options),
+            write=files.write,
+            suffix=files.suffix,
+            feeds=feeds,
+            outputs=files.source.names,
+        )
+        return tuned(candidates, rules, provider, tell=functools.partial(clock.tell, "tune"))
 
 
 def _feeds(source: Source, batches: Sequence[int], conversion: Conversion | None) -> dict[int | None, dict[str, Array]]:

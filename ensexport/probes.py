@@ -34,6 +34,7 @@ class Probe:
         is_extreme: Are the dims other than the batch far from what the member was seen to accept? It may refuse that.
         base: Index of the probe whose rows these are, over and over: row i is its row i modulo its batch size.
         is_brief: Not run without ONNX Runtime's graph optimisation, which is slow.
+        source: Where the values come from, if not from the seed.
     """
 
     sizes: Mapping[str, int]
@@ -43,6 +44,7 @@ class Probe:
     is_extreme: bool = False
     base: int | None = None
     is_brief: bool = False
+    source: str = ""
 
     def member_feed(self, member_index: int, per_member: Sequence[str]) -> Feed:
         """The inputs as one member gets them."""

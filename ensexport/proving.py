@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ensexport.batching.examples import integer_inputs
 from ensexport.choice import MemberChoice, describe_choice
@@ -12,10 +15,13 @@ from ensexport.clock import Clock
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission
 from ensexport.errors import ArtifactError, ExportError
+from ensexport.input_data import read_data
 from ensexport.probes import Probe, batches_that_fit, find_probes, through
 from ensexport.references import Reference, reference_outputs
+from ensexport.runtime import member_specs
+from ensexport.runtime.torch_runner import tensor_from_array
 from ensexport.source import Source
-from ensexport.spec import FORMAT_BY_SUFFIX, Check, Tolerance, ValidationReport
+from ensexport.spec import FORMAT_BY_SUFFIX, Check, Tolerance, ValidationReport, batch_dim
 from ensexport.stacking.state import release_tensors
 from ensexport.validation import check_artifact, raise_on_mismatch
 from ensexport.weighting import MemberWeights
@@ -53,6 +59,7 @@ class Proving:
         weights: How the members are weighed.
         conversion: What the files do in another dtype than their members.
         needs_probes: Make inputs even where nothing is to be compared.
+        real: Inputs of the user's own to compare on too.
     """
 
     provider: str
@@ -65,6 +72,7 @@ class Proving:
     weights: MemberWeights | None
     conversion: Conversion | None
     needs_probes: bool
+    real: Probe | None = None
 
 
 def prove(source: Source, staged: Mapping[Path, Path], how: Proving, clock: Clock) -> Proof:
@@ -95,7 +103,7 @@ def prove(source: Source, staged: Mapping[Path, Path], how: Proving, clock: Cloc
         seeds=how.seeds,
     )
     release_tensors(module)
-    probes = through(found.probes, how.conversion)
+    probes = through(found.probes, how.conversion) + ([] if how.real is None else [how.real])
     if not chosen:
         return Proof(ValidationReport((), {}, ()), (_UNPROVEN,), probes)
     references = reference_outputs(
@@ -167,3 +175,29 @@ def _check_notes(checks: Sequence[Check]) -> Iterator[str]:
     noted = {check.output: check for check in checks if check.note}
     for name, check in noted.items():
         yield f"output '{name}' of '{check.artifact}' is not equal everywhere: {check.note}"
+
+
+_ROWS = 8
+
+
+def real_probe(path: str | Path, metadata: Mapping[str, Any], conversion: Conversion | None) -> Probe:
+    """Return the first rows of the user's own inputs, to compare on.
+
+    Args:
+        path: An `.npz`, as for `read_data`.
+        metadata: What the files say of their inputs.
+        conversion: What they do in another dtype than their members.
+
+    Raises:
+        DataError: The file cannot be read or does not fit.
+    """
+    data = read_data(path, metadata)
+    specs, sizes, feed = member_specs(metadata), dict[str, int](), dict[str, torch.Tensor]()
+    for spec in specs:
+        tensor = tensor_from_array(data.first(_ROWS)[spec.name])
+        is_converted = conversion is not None and tensor.dtype == getattr(torch, conversion.io)
+        feed[spec.name] = tensor.to(getattr(torch, spec.dtype)) if is_converted else tensor
+        shape = tensor.shape[1:] if spec.name in metadata["per_member"] else tensor.shape
+        sizes |= {dim: size for dim, size in zip(spec.dims, shape, strict=True) if isinstance(dim, str)}
+    batch = batch_dim(specs)
+    return Probe(sizes, None if batch is None else sizes[batch], 0, feed, source=Path(path).name)

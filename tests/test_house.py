@@ -25,7 +25,7 @@ ORDER = (
     ("combined_reference",),
     ("estimates", "members"),
     ("runtime",),
-    ("timing",),
+    ("timing", "input_data"),
     ("stacking",),
     ("batching",),
     ("combining",),

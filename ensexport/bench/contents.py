@@ -16,14 +16,8 @@ import numpy as np
 from ensexport.compare import Array
 from ensexport.dtypes import AS_THEY_ARE, Conversion, DtypeChoice
 from ensexport.emission import Emission, OutputEmission, from_json, hidden_of, names_of
-from ensexport.spec import TensorSpec, parse_inputs
 from ensexport.timing.graphs import Feed, Job, Run
 from ensexport.weighting import WEIGHTS_INPUT, MemberWeights
-
-
-def member_specs(metadata: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """The inputs as one member takes them; the artifact's own may have another dtype."""
-    return parse_inputs(metadata.get("member_inputs") or metadata["inputs"])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ensexport.bench.contents import Contents
-from ensexport.bench.curve_data import CurveData, read_data
 from ensexport.bench.curve_measures import MEASURES, ClassMeasures, Measures, ValueMeasures, means_of
 from ensexport.bench.curve_outputs import MemberOutputs, n_classes
 from ensexport.bench.names import check_members
@@ -28,6 +27,7 @@ from ensexport.clock import OnStage
 from ensexport.compare import Array
 from ensexport.emission import OutputEmission
 from ensexport.errors import DataError
+from ensexport.input_data import InputData, read_data
 from ensexport.members.wording import quote_path
 from ensexport.runtime import read_metadata
 
@@ -177,7 +177,7 @@ def choose_subsets(n_members: int, k: int, n_subsets: int, *, seed: int = _SEED)
     return list(found)
 
 
-def _warnings(data: CurveData, contents: Contents) -> list[str]:
+def _warnings(data: InputData, contents: Contents) -> list[str]:
     found = [f"{quote_path(data.path)}: the array {name!r} is neither an input nor the labels" for name in data.unused]
     if contents.weights is not None and len(set(contents.weights.values or ())) > 1:
         found.append("the members curve counts all members alike, not by the weights that the file holds")
@@ -201,7 +201,7 @@ class _Task:
     labels: Array | None
 
     @classmethod
-    def of(cls, values: Array, entry: OutputEmission, data: CurveData) -> _Task:
+    def of(cls, values: Array, entry: OutputEmission, data: InputData) -> _Task:
         """Decide, by the labels and the first rows `(N, rows, ...)`.
 
         Raises:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ensexport.bench.contents import Contents, with_members
-from ensexport.bench.curve_data import CurveData
 from ensexport.compare import Array, is_exact
 from ensexport.emission import OutputEmission
 from ensexport.errors import ArtifactError, DataError, EnsexportError, UsageError
+from ensexport.input_data import InputData
 from ensexport.members.wording import quote_path
 
 _VALUES = 4_000_000  # output values held at a time
@@ -53,7 +53,7 @@ class MemberOutputs:
     entry: OutputEmission
 
     def __init__(
-        self, artifact: Path, metadata: Mapping[str, Any], data: CurveData, *, provider: str, output: str | None
+        self, artifact: Path, metadata: Mapping[str, Any], data: InputData, *, provider: str, output: str | None
     ) -> None:
         self._artifact, self._data, self._metadata = artifact, data, metadata
         self._contents = Contents.of(metadata)

@@ -12,7 +12,7 @@ import onnx
 
 from ensexport.batching.examples import find_example, range_from_json
 from ensexport.batching.member_graph import capture_member
-from ensexport.bench.contents import Contents, member_specs
+from ensexport.bench.contents import Contents
 from ensexport.bench.names import BOUND_LOOPS, SESSION_LOOPS, other_format
 from ensexport.bench.vmapped import Vmapped, export_vmapped
 from ensexport.compare import Array
@@ -20,6 +20,7 @@ from ensexport.errors import EnsexportError, UsageError
 from ensexport.members import Members
 from ensexport.pipeline import export
 from ensexport.probes import make_probes, through
+from ensexport.runtime import member_specs
 from ensexport.runtime.torch_runner import array_from_tensor
 from ensexport.spec import TensorSpec
 from ensexport.stacking.state import named_tensors

@@ -174,6 +174,11 @@ packaging = (
         help="Leave out of a package the members' tensors that cannot be read back from the graph.",
     ),
     click.option(
+        "--sample-inputs",
+        metavar="DATA.npz",
+        help="Inputs of your own, an array an input: compared with the loop too, and a package's first sample.",
+    ),
+    click.option(
         "--external-data",
         is_flag=True,
         help="Put the weights of ONNX files into a file beside them; default: only above 2 GiB.",

@@ -44,6 +44,7 @@ class Settings:
         self.values: dict[str, Any] = {**(config.values if config else {}), **given}
         self.base_dir = config.path.parent if config and "model" not in given else None
         self._files_dir = config.path.parent if config and "member-weights" not in given else Path()
+        self._samples_dir = config.path.parent if config and "sample-inputs" not in given else Path()
         self._labels_dir = config.path.parent if config and "labels" not in given else Path()
         if isinstance(self.values.get("model-args"), str):
             self.values["model-args"] = parse_model_args(self.values["model-args"])
@@ -113,12 +114,17 @@ class Settings:
             "choice": self.choice,
             "package": self._package(),
             "external_data": bool(self.values.get("external-data")),
+            "sample_inputs": self._sample_inputs(),
         }
 
     @property
     def _default_member_axis(self) -> int:
         """Triton batches on axis 0."""
         return int(self.values.get("layout") == "triton")
+
+    def _sample_inputs(self) -> Path | None:
+        given = self.values.get("sample-inputs")
+        return None if given is None else self._samples_dir / given
 
     def _package(self) -> PackageChoice:
         formats, labels = self.values.get("formats"), self.values.get("labels")

@@ -5,9 +5,10 @@ Nothing else of the weights is read: a member out of a file of gigabytes costs a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ class PackedFile:
                 f"'{self.shown_as}' has no member {member_index}: expected 0 to {self.n_members - 1}.",
                 hint="`ensexport inspect` lists the members.",
             )
-        record: Mapping[str, Any] = self.metadata["members"][member_index]
+        record = self.metadata["members"][member_index]
+        if not isinstance(record, dict) or not {"index", "name", "sha256", "weights_sha256"} <= record.keys():
+            raise ArtifactError(f"cannot use '{self.shown_as}': it does not say what member {member_index} is.")
         return record
 
     def member_recipe(self, *, with_graph: bool) -> MemberRecipe:
@@ -97,7 +100,8 @@ class PackedFile:
         Raises:
             ArtifactError: It is damaged.
         """
-        return read_member_recipe(self.recipe, self.specs, self.ranges, self.outputs, with_graph=with_graph)
+        with reading_recipe(self.shown_as):
+            return read_member_recipe(self.recipe, self.specs, self.ranges, self.outputs, with_graph=with_graph)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the file, and of the external data beside it."""
@@ -107,6 +111,18 @@ class PackedFile:
                 with path.open("rb") as file:
                     digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return digests
+
+
+@contextlib.contextmanager
+def reading_recipe(shown_as: str) -> Iterator[None]:
+    """Refuse a file whose recipe does not fit together, which only working with it may show."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ArtifactError(
+            f"cannot use '{shown_as}': its recipe is damaged ({type(error).__name__}: {str(error)[:200]}).",
+            hint="Give a file as ensexport packed it.",
+        ) from error
 
 
 def open_packed(artifact: str | Path) -> PackedFile:
@@ -136,16 +152,22 @@ def open_packed(artifact: str | Path) -> PackedFile:
         )
     metadata = read_metadata(path)
     recipe = _recipe(artifact, metadata)
-    return PackedFile(
-        path,
-        str(artifact),
-        state,
-        metadata,
-        parse_inputs(metadata["inputs"]),
-        from_json(metadata.get("emit"), metadata["outputs"]),
-        {str(name): (int(bounds[0]), bounds[1]) for name, bounds in metadata["dims"].items()},
-        recipe,
-    )
+    with reading_recipe(str(artifact)):
+        return PackedFile(
+            path,
+            str(artifact),
+            state,
+            metadata,
+            parse_inputs(metadata["inputs"]),
+            from_json(metadata.get("emit"), metadata["outputs"]),
+            {str(name): (int(low), None if high is None else int(high)) for name, (low, high) in _dims(metadata)},
+            recipe,
+        )
+
+
+def _dims(metadata: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    dims: Mapping[str, Any] = metadata["dims"]
+    return dims.items()
 
 
 def _recipe(artifact: str | Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:

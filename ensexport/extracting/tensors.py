@@ -11,7 +11,7 @@ import torch
 
 from ensexport.batching.graph_json import dtype_of_name
 from ensexport.errors import LostTensorsError, MismatchError
-from ensexport.extracting.packed_file import PackedFile, Pieces
+from ensexport.extracting.packed_file import PackedFile, Pieces, reading_recipe
 from ensexport.members.safetensors_file import load_safetensors
 from ensexport.members.tensors import weights_digest
 from ensexport.recipe.member_reading import MemberRecipe
@@ -81,7 +81,8 @@ def write_state(path: Path, state: OwnState) -> None:
 def _from_pieces(file: PackedFile, recipe: MemberRecipe, member_index: int) -> dict[str, torch.Tensor]:
     pieces = Pieces(file, recipe, member_index).read(recipe.state.graph)
     names = {weight.piece: weight.name for weight in recipe.state.packed}
-    results = {names[index]: piece for index, piece in recipe.state.pieces(pieces) if index in names}
+    with reading_recipe(file.shown_as):
+        results = {names[index]: piece for index, piece in recipe.state.pieces(pieces) if index in names}
     saved = file.member(member_index).get("saved_dtypes") or {}
     tensors = {}
     for name, source in recipe.tied.items():

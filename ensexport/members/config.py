@@ -261,6 +261,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[object], object]]] = {
     "layout": _one_of("folder", "triton"),
     "name": ("a string", _text),
     "labels": ("a string", _text),
+    "sample-inputs": ("a string", _text),
     "max-batch-size": ("an integer of 0 or more", _count),
     "no-state": _one_of(True, False),
     "external-data": _one_of(True, False),

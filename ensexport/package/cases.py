@@ -23,6 +23,7 @@ from ensexport.spec import Check, Tolerance
 from ensexport.weighting import MemberWeights
 
 _MAX_BYTES = 16_000_000  # of a case that is not the first
+_MOST = 2
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,12 @@ def make_cases(
 
 
 def _chosen(probes: Sequence[Probe]) -> list[int]:
-    """A small batch of several rows first, then the largest; of the first seed, with dims as the model usually has."""
-    usual = [n for n, probe in enumerate(probes) if not probe.is_extreme and probe.seed == probes[0].seed]
+    """Inputs of the user's own, a small batch of several rows, the largest; with dims as the model usually has."""
+    real = [n for n, probe in enumerate(probes) if probe.source]
+    usual = [n for n, p in enumerate(probes) if not p.is_extreme and not p.source and p.seed == probes[0].seed]
     several = [n for n in usual if (probes[n].batch or 0) > 1] or usual
     sizes = sorted(several, key=lambda n: probes[n].batch or 0)
-    return list(dict.fromkeys((sizes[0], sizes[-1])))
+    return list(dict.fromkeys((*real, sizes[0], sizes[-1])))[:_MOST]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class _Making:
             is_within(expected[name], own[name], bound=bounds[name], axis=axes[name]) for name in own
         )
         return SampleCase(
-            f"seed {probe.seed}",
+            probe.source or f"seed {probe.seed}",
             "loop" if is_loop else "file",
             probe.batch,
             inputs,

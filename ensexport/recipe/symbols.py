@@ -14,6 +14,8 @@ from ensexport.spec import TensorSpec, dim_names
 
 Ranges = Mapping[str, tuple[int, int | None]]
 
+_MAX_SIZE = 2**31
+
 
 class _Copies(nn.Module):
     """Returns its inputs: they have the dynamic dims, and nothing else is needed."""
@@ -37,6 +39,8 @@ def symbolic_program(specs: Sequence[TensorSpec], sizes: Mapping[str, int], rang
     for name in dim_names(specs):
         low, high = ranges.get(name, (1, None))
         dims[name] = Dim(name, min=max(low, 1)) if high is None else Dim(name, min=max(low, 1), max=high)
+    if not all(type(size) is int and 0 < size < _MAX_SIZE for size in sizes.values()):
+        raise ArtifactError(f"cannot read the file's recipe: {str(dict(sizes))[:80]} are no sizes.", hint="Pack again.")
     try:
         tensors = tuple(torch.zeros(spec.shape(dict(sizes)), dtype=getattr(torch, spec.dtype)) for spec in specs)
         shapes = tuple({dim: dims[n] for dim, n in enumerate(spec.dims) if isinstance(n, str)} for spec in specs)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensexport.errors import ArtifactError, UsageError
-from ensexport.spec import artifact_format
+from ensexport.spec import TensorSpec, artifact_format, parse_inputs
 
 Array = npt.NDArray[np.generic]
 METADATA_KEY = "ensexport"
@@ -29,6 +29,11 @@ _METADATA = {
     "dims": dict,
     "members": list,
 }
+
+
+def member_specs(metadata: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """The inputs as one member takes them; the artifact's own may have another dtype."""
+    return parse_inputs(metadata.get("member_inputs") or metadata["inputs"])
 
 
 class Runner(Protocol):

@@ -6,9 +6,8 @@ their places. Every artifact is run with graph optimisation off and on, as when 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,7 +17,8 @@ from ensexport.emission import from_json
 from ensexport.errors import ArtifactError
 from ensexport.probes import find_probes, through
 from ensexport.references import reference_outputs
-from ensexport.spec import Check, TensorSpec, Tolerance, ValidationReport, parse_inputs
+from ensexport.runtime import member_specs
+from ensexport.spec import Check, Tolerance, ValidationReport
 from ensexport.swapping.contents import Contents
 from ensexport.swapping.pieces import NewMember
 from ensexport.validation import check_artifact, raise_on_mismatch
@@ -39,11 +39,6 @@ class _InItsPlace:
     def build(self, member_index: int) -> nn.Module:
         assert member_index == self._new.index
         return self._new.members.build(0)
-
-
-def member_specs(metadata: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """The inputs as one member sees them."""
-    return parse_inputs(metadata.get("member_inputs") or metadata["inputs"])
 
 
 def prove_member(

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensexport.batching.graph_json import dtype_name
 from ensexport.clock import Clock, OnStage
 from ensexport.errors import UsageError
 from ensexport.members import Members, Selection, Trust, load_members
@@ -15,14 +14,15 @@ from ensexport.members.selection import NO_SELECTION
 from ensexport.members.trust import NO_TRUST
 from ensexport.members.widening import as_wide, saved_dtypes_json
 from ensexport.output_files import data_file, describe_artifact
-from ensexport.recipe.coding import KEY, decode, encode
+from ensexport.recipe.coding import KEY
 from ensexport.resources import check_disk
+from ensexport.runtime import member_specs
 from ensexport.spec import Artifact, Tolerance, ValidationReport, artifact_format
 from ensexport.staging import Staging, writing
 from ensexport.swapping.contents import Contents, read_contents
 from ensexport.swapping.patching import write_patched
 from ensexport.swapping.pieces import NewMember, Patch, build_member, make_patches
-from ensexport.swapping.proving import member_specs, prove_member
+from ensexport.swapping.proving import prove_member
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def swap_files(
                 done[recipe] = make_patches(contents, new)
             records = list(contents.metadata["members"])
             records[member_index] = record
-            changed.append({**contents.metadata, "members": records, KEY: _with_dtypes(contents.metadata, new)})
+            changed.append({**contents.metadata, "members": records})
             with writing(file.target):
                 write_patched(contents, file.staged, file.target.name, done[recipe], changed[-1])
     with clock.stage("validate"):
@@ -284,23 +284,6 @@ def _record(new: NewMember, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     name = next((name for name in names if name not in others), names[-1])
     digests = {"sha256": member.sha256, "weights_sha256": member.weights_sha256}
     return {"index": new.index, "name": name, **digests, **saved_dtypes_json(member)}
-
-
-def _with_dtypes(metadata: Mapping[str, Any], new: NewMember) -> str:
-    """The recipe, which names the dtypes in which a member was saved where others were saved in wider ones."""
-    text = str(metadata[KEY])
-    if "dtypes" not in metadata:
-        return text
-    recipe, own = decode(text), str(new.index)
-    half = recipe.get("member")
-    state = half.get("state") if isinstance(half, dict) else None
-    dtypes = state.get("dtypes") if isinstance(state, dict) else None
-    if not isinstance(dtypes, dict):
-        return text
-    saved = {name: dtype_name(dtype) for name, dtype in new.members[0].saved_dtypes.items()}
-    dtypes.pop(own, None)
-    dtypes |= {own: saved} if saved else {}
-    return encode(recipe)
 
 
 def _repeats(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:

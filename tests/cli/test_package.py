@@ -256,3 +256,41 @@ def test_two_builds_elsewhere_are_byte_identical(tmp_path):
     assert packages[0].keys() == packages[1].keys()
     assert [name for name in packages[0] if packages[0][name] != packages[1][name]] == []
     assert json.loads(packages[0]["manifest.json"])["created"] == "2023-11-14T22:13:20Z"
+
+
+def test_inputs_of_the_users_own_are_the_first_sample(project):
+    inputs = np.linspace(-3, 3, 80, dtype=np.float32).reshape(20, 4)
+    np.savez("real.npz", x=inputs, labels=np.zeros(20, np.int64))
+    result = run("pack", "ckpts", *MODEL, "-o", "real", "--sample-inputs", "real.npz", "--formats", "onnx", "--json")
+    assert result.exit_code == 0, result.out
+    first, second = read_manifest(project / "real")["samples"]
+    assert (first["source"], first["batch"], first["expected_from"]) == ("real.npz", 8, "loop")
+    assert second["source"] == "seed 0"
+    stored = read_sample(project / "real" / "test_data_set_0", "input", ["x"])["x"]
+    np.testing.assert_array_equal(stored, inputs[:8])
+    batches = {check["batch"] for check in result.answer["validation"]["checks"]}
+    assert batches == {1, 2, 3, 7, 8, 13}
+    assert run("verify", "real").exit_code == 0
+
+
+def test_inputs_that_do_not_fit_are_refused(project):
+    np.savez("wrong.npz", x=np.zeros((3, 5), np.float32))
+    before = snapshot(project)
+    result = run("pack", "ckpts", *MODEL, "-o", "real", "--sample-inputs", "wrong.npz")
+    assert (result.exit_code, snapshot(project)) == (3, before)
+    assert "the array 'x' of 'wrong.npz' does not fit the input x:float32[batch,4]" in result.err
+    result = run("pack", "ckpts", *MODEL, "-o", "real", "--sample-inputs", "none.npz")
+    assert result.exit_code == 3
+    assert "cannot read 'none.npz': there is no such file" in result.err
+
+
+def test_inputs_of_the_users_own_in_another_dtype_and_per_member(project):
+    np.savez("real.npz", x=np.linspace(-1, 1, 60, dtype=np.float32).reshape(3, 5, 4))
+    result = run("pack", "ckpts", *MODEL, "-o", "real", "--sample-inputs", "real.npz", "--per-member", "x",
+                 "--dtype", "float16", "--io-dtype", "float16")  # fmt: skip
+    assert result.exit_code == 0, result.err
+    sample = read_manifest(project / "real")["samples"][0]
+    assert (sample["source"], sample["batch"]) == ("real.npz", 5)
+    stored = read_sample(project / "real" / "test_data_set_0", "input", ["x"])["x"]
+    assert (stored.dtype, stored.shape) == (np.float16, (3, 5, 4))
+    assert run("verify", "real", "--trust-code").exit_code == 0

@@ -236,6 +236,8 @@ BROKEN = {
     "other sizes": lambda recipe: recipe.update(sizes={}),
     "a weight too few": lambda recipe: recipe["weights"].pop(),
     "no result": lambda recipe: recipe["weights"][0].__setitem__(1, 99),
+    "a size that is none": lambda recipe: recipe["sizes"].update(batch="3"),
+    "a weight without a shape": lambda recipe: recipe["graph"]["nodes"][0].pop("val"),
     "no tensors": lambda recipe: recipe["state"].update(tensors=[]),
 }
 

@@ -27,6 +27,8 @@ from ensexport.recipe.coding import decode, encode
 from ensexport.runtime.runner import METADATA_KEY
 from ensexport.spec import Tolerance
 from ensexport.swapping.run import SwapFile, swap, swap_files
+from ensexport.targets import onnx as onnx_target
+from ensexport.targets.onnx_file import lay_out
 from tests.swapping.nets import NETS, ConvNet, Net, Scaled, mlp
 
 QUICK = {"batches": (2,), "seeds": (0,)}
@@ -280,3 +282,21 @@ def test_several_files_of_one_package_are_swapped_together(folder: Path) -> None
     for name in ("e.onnx", "e.ts"):
         swap(folder / name, 2, folder / "new" / "n.pt", folder / f"one_{name}", model=mlp)
         assert (folder / "staged" / name).read_bytes() == (folder / f"one_{name}").read_bytes()
+
+
+def test_what_stands_behind_the_graph_and_is_no_metadata(folder: Path) -> None:
+    path = folder / "e.onnx"
+    path.write_bytes(path.read_bytes() + b"\x72\x02\xff\xff")  # a field of metadata that does not end
+    _refused(folder, ArtifactError, r"cannot read '.*e\.onnx' as ONNX")
+
+
+def test_weights_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        onnx_target, "lay_out", lambda model, weights, name: lay_out(model, weights, name, max_bytes=64)
+    )
+    _packed(NETS["mlp"], tmp_path, "e.onnx")
+    model = onnx.load(tmp_path / "e.onnx", load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = "other.data"
+    onnx.save(model, tmp_path / "e.onnx")
+    shutil.copy(tmp_path / "e.onnx.data", tmp_path / "other.data")
+    _refused(tmp_path, ArtifactError, r"its weights lie in several files \(other\.data, e\.onnx\.data \.\.\.\)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import warnings
@@ -179,3 +180,38 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "e.ts").write_bytes(struct.pack("<4s", b"PK\3\4") + bytes(100))
     with pytest.raises(ArtifactError, match=r"cannot read '.*e\.ts' as an archive"):
         read_records(tmp_path / "e.ts")
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".pt2"])
+def test_an_archive_without_a_description_of_its_weights_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"e{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/version", "3")
+    with pytest.raises(ArtifactError, match=r"it has no record '(data\.pkl|data/weights/model_weights_config\.json)'"):
+        find_slots(path, ["a"])
+
+
+def test_a_record_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "e.ts"
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("archive/data.pkl", "1")
+        archive.writestr("archive/data.pkl", "2")
+    with pytest.raises(ArtifactError, match=r"its record 'data\.pkl' is damaged"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("use_pickle", True), ("path_name", "../../x")],
+    ids=["pickled", "elsewhere"],
+)
+def test_a_weight_that_is_no_plain_record_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    meta = {"dtype": 7, "sizes": [{"as_int": 2}], "strides": [{"as_int": 1}], "storage_offset": {"as_int": 0}}
+    entry = {"path_name": "weight_0", "use_pickle": False, "tensor_meta": meta, name: value}
+    path = tmp_path / "e.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/weights/model_weights_config.json", json.dumps({"config": {"a": entry}}))
+        archive.writestr("archive/data/weights/weight_0", bytes(8))
+    with pytest.raises(ArtifactError, match=r"'a' is not kept as plain bytes|it lacks the weight 'a'"):
+        find_slots(path, ["a"])

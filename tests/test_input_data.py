@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ensexport.bench.curve_data import read_data
 from ensexport.errors import DataError
+from ensexport.input_data import read_data
 from tests.bench.curves import saved
 
 
@@ -20,7 +20,7 @@ ONES = np.ones((10, 4), np.float32)
 
 
 def test_rows_are_cut_into_equal_calls(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensexport.bench.curve_data._ROWS", 4)
+    monkeypatch.setattr("ensexport.input_data._ROWS", 4)
     x = np.arange(40, dtype=np.float32).reshape(10, 4)
     data = read_data(saved(tmp_path / "d.npz", x=x, labels=np.arange(10)), X)
     assert (data.n_rows, data.sizes, data.labels.tolist()) == (10, (4, 3, 3), list(range(10)))
@@ -39,7 +39,7 @@ def test_calls_keep_to_the_batch_sizes_that_the_artifact_takes(tmp_path, batch, 
 
 
 def test_large_inputs_come_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensexport.bench.curve_data._VALUES", 4 * 3 * 2)
+    monkeypatch.setattr("ensexport.input_data._VALUES", 4 * 3 * 2)
     assert read_data(saved(tmp_path / "d.npz", x=ONES), X).sizes == (2,) * 5
 
 

@@ -1,4 +1,6 @@
-"""The inputs and labels of `--members-curve`: one `.npz`, checked against what the artifact takes, cut into calls.
+"""Inputs, and perhaps labels, of the user's own: one `.npz`, checked against what the artifact takes, cut into calls.
+
+For `bench --members-curve` and `pack --sample-inputs`.
 
 Nothing is converted: an array of another dtype is a sign of another preprocessing than the members were trained with.
 """
@@ -18,10 +20,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ensexport.bench.contents import member_specs
 from ensexport.compare import Array
 from ensexport.errors import DataError
 from ensexport.members.wording import quote_path
+from ensexport.runtime import member_specs
 from ensexport.spec import TensorSpec, batch_dim, parse_inputs
 
 LABELS = ("labels", "y")
@@ -34,7 +36,7 @@ _SAVED_AS = {"bfloat16": "float32"}  # NumPy cannot save bfloat16
 
 
 @dataclass(frozen=True)
-class CurveData:
+class InputData:
     """Inputs that fit an artifact, and labels.
 
     Attributes:
@@ -44,6 +46,7 @@ class CurveData:
         n_rows: How many rows there are.
         axes: Input -> the axis of its array that holds the rows; None for one without.
         sizes: How many rows each call takes, in order.
+        batch: The dim that counts rows: its name, or a fixed size.
         unused: Names of arrays that are neither inputs nor labels.
     """
 
@@ -53,7 +56,20 @@ class CurveData:
     n_rows: int
     axes: Mapping[str, int | None]
     sizes: tuple[int, ...]
+    batch: int | str
     unused: tuple[str, ...] = ()
+
+    def first(self, rows: int) -> dict[str, Array]:
+        """The inputs of the first call, cut to so many rows where the artifact takes fewer than a call has."""
+        _, inputs = next(self.calls())
+        if isinstance(self.batch, int):
+            return inputs
+        return {
+            name: array
+            if self.axes[name] is None
+            else array.take(range(min(rows, self.sizes[0])), axis=self.axes[name])
+            for name, array in inputs.items()
+        }
 
     def calls(self) -> Iterator[tuple[int, dict[str, Array]]]:
         """Yield the first row and the inputs of each call."""
@@ -70,7 +86,7 @@ class CurveData:
             begin += size
 
 
-def read_data(path: str | Path, metadata: Mapping[str, Any]) -> CurveData:
+def read_data(path: str | Path, metadata: Mapping[str, Any]) -> InputData:
     """Read inputs and labels and check them against an artifact.
 
     Args:
@@ -91,9 +107,26 @@ def read_data(path: str | Path, metadata: Mapping[str, Any]) -> CurveData:
     labels_name = _labels_name(arrays, specs)
     labels = None if labels_name is None else _labels(path, labels_name, arrays[labels_name], n_rows)
     used = {*names.values(), labels_name}
-    return CurveData(
-        path, inputs, labels, n_rows, fit.axes, fit.call_sizes(), tuple(name for name in arrays if name not in used)
+    return InputData(
+        path,
+        inputs,
+        labels,
+        n_rows,
+        fit.axes,
+        fit.call_sizes(),
+        fit.batch,
+        tuple(name for name in arrays if name not in used),
     )
+
+
+def check_exists(path: str | Path) -> None:
+    """Refuse a file that is not there, before the work.
+
+    Raises:
+        DataError: It is not there.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"cannot read {quote_path(Path(path))}: there is no such file.", hint="Check the path.")
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -178,7 +211,7 @@ class _Fit:
 
     Attributes:
         found: Dynamic dim -> its size, and the array that said so.
-        axes: As in `CurveData`.
+        axes: As in `InputData`.
     """
 
     path: Path
