@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,9 @@ from ensexport.cli.text import swap_lines
 from ensexport.members.discovery import find_checkpoints
 from ensexport.spec import artifact_format
 from ensexport.staging import Staging
+
+if TYPE_CHECKING:
+    from ensexport.swapping.run import SwapReport
 
 
 @click.command(
@@ -54,13 +58,21 @@ def command(obj: Invocation, /, artifact: str, checkpoint: str, member: int, out
     Staging([] if is_package else [Path(output)], folders=[Path(output)] if is_package else [], force=force)
     find_checkpoints([checkpoint])
     with obj.working() as listen:
-        from ensexport.swapping.package import swap_package
-        from ensexport.swapping.run import swap
-
-        write = swap_package if is_package else swap
-        report = write(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
-                       provider=settings.provider, force=force, on_stage=listen).to_dict()  # fmt: skip
+        report = _writer(is_package=is_package)(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
+                                                provider=settings.provider, force=force,
+                                                on_stage=listen).to_dict()  # fmt: skip
     settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]
     answer = {"command": "swap", "ok": True, **report}
     write_json(answer) if as_json else click.echo("\n".join(swap_lines(answer)))
+
+
+def _writer(*, is_package: bool) -> Callable[..., SwapReport]:
+    """What swaps a file or a package; for a file what only packages need is not loaded."""
+    if is_package:
+        from ensexport.swapping.package import swap_package
+
+        return swap_package
+    from ensexport.swapping.run import swap
+
+    return swap
