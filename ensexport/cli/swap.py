@@ -58,9 +58,9 @@ def command(obj: Invocation, /, artifact: str, checkpoint: str, member: int, out
     Staging([] if is_package else [Path(output)], folders=[Path(output)] if is_package else [], force=force)
     find_checkpoints([checkpoint])
     with obj.working() as listen:
-        report = _writer(is_package=is_package)(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
-                                                provider=settings.provider, force=force,
-                                                on_stage=listen).to_dict()  # fmt: skip
+        write = _writer(is_package=is_package)
+        report = write(artifact, member, checkpoint, output, **loading, tolerance=settings.tolerance,
+                       provider=settings.provider, force=force, on_stage=listen).to_dict()  # fmt: skip
     settings.say_warnings(report["warnings"], quiet=obj.quiet)
     report["warnings"] = [*settings.warnings, *report["warnings"]]
     answer = {"command": "swap", "ok": True, **report}
