@@ -40,7 +40,7 @@ zoo: $(INSTALLED)  ## write docs/coverage.md: timm, torchvision and transformers
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
-	rm -rf samples/*/ckpts samples/*/*.onnx samples/*/*.onnx.data samples/*/*.ts samples/*/*.pt2 samples/*/*.whl
+	rm -rf samples/*/ckpts samples/*/*.onnx samples/*/*.onnx.data samples/*/*.ts samples/*/*.pt2 samples/*/*.safetensors samples/*/*.whl
 	rm -rf samples/digits/*.npz samples/digits/*.svg samples/ci/out samples/benchmarks/benchmarks* samples/scale/scale.* samples/scale/work
 	rm -rf samples/*/pkg samples/mlflow/store samples/ray_scoring/table samples/ray_scoring/scored samples/signing/keys samples/signing/*.sig
 	find ensexport tests samples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,8 +30,9 @@ def verify_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"not run: {show_path(entry['file'])}{where}: {entry['reason']}"
     for warning in report["warnings"]:
         yield f"warning: {warning}"
-    run = ", ".join(dict.fromkeys(show_path(check["file"]) for check in report["checks"]))
-    what = f"its samples come out right of {run}" if run else "as far as its bytes go, for nothing was run"
+    run = list(dict.fromkeys(show_path(check["file"]) for check in report["checks"]))
+    gives = "gives" if len(run) == 1 else "give"
+    what = f"{', '.join(run)} {gives} what the samples hold" if run else "as far as its bytes go, for nothing was run"
     yield f"verified: the package is what its manifest says; {what}"
 
 

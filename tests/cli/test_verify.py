@@ -60,7 +60,7 @@ def test_the_text(package):
         for line in lines
     )
     assert any(line.startswith("not run: model.ts: it is a program") for line in lines)
-    assert lines[-1] == "verified: the package is what its manifest says; its samples come out right of model.onnx"
+    assert lines[-1] == "verified: the package is what its manifest says; model.onnx gives what the samples hold"
 
 
 def test_one_byte_flipped_is_exit_3_and_names_the_file(package):
