@@ -197,7 +197,7 @@ def test_a_forward_that_cannot_be_packed(project, lines, exit_code, code, facts)
 # -- outputs and environment -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["e.tflite", "e", "e.ONNX.bak"])
+@pytest.mark.parametrize("name", ["e.tflite", "e.ONNX.bak"])
 def test_an_unknown_suffix(project, name):
     check_refused(project, (*PACK[:-2], "-o", name), 2, repr(name), ".onnx", code="E_USAGE")
 

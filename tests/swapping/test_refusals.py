@@ -292,7 +292,7 @@ def test_what_stands_behind_the_graph_and_is_no_metadata(folder: Path) -> None:
 
 def test_weights_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        onnx_target, "lay_out", lambda model, weights, name: lay_out(model, weights, name, max_bytes=64)
+        onnx_target, "lay_out", lambda model, weights, name, **_: lay_out(model, weights, name, max_bytes=64)
     )
     _packed(NETS["mlp"], tmp_path, "e.onnx")
     model = onnx.load(tmp_path / "e.onnx", load_external_data=False)

@@ -89,7 +89,7 @@ def test_a_swapped_file_is_the_packed_one(tmp_path: Path, name: str) -> None:
 
 
 def test_chunks_of_members_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_chunks", lambda source: 2)
+    monkeypatch.setattr(pipeline, "chunks_of", lambda source: 2)
     net = NETS["mlp"]
     before, after, member = _folders(net, tmp_path)
     _pack(net, before, [tmp_path / "old.onnx", tmp_path / "old.ts"])
@@ -119,7 +119,7 @@ def test_layers_that_run_once_a_member_too(tmp_path: Path, monkeypatch: pytest.M
 
 def test_external_data_gets_the_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        onnx_target, "lay_out", lambda model, weights, name: lay_out(model, weights, name, max_bytes=64)
+        onnx_target, "lay_out", lambda model, weights, name, **_: lay_out(model, weights, name, max_bytes=64)
     )
     net = NETS["conv"]
     before, after, member = _folders(net, tmp_path)
