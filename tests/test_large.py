@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import ensexport
-from ensexport import source
 from ensexport.choice import parse_choice
 from ensexport.errors import CheckpointError, MismatchError, UsageError
 from ensexport.members import Members, load_members
@@ -144,7 +143,7 @@ def test_above_the_limit_the_weights_lie_beside_the_file(
 def test_members_run_in_groups_where_their_activations_would_not_fit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_MAX_CHUNK_BYTES", 3 * 2 * 4 * 600)  # two members' activations at batch 1
+    monkeypatch.setattr("ensexport.source._MAX_CHUNK_BYTES", 3 * 2 * 4 * 600)  # two members' activations at batch 1
     pack([folder], [tmp_path / "e.onnx"], model=Net, inputs=INPUTS)
     names = {tensor.name for tensor in onnx.load(tmp_path / "e.onnx").graph.initializer}
     assert {name.partition("_members_")[2] for name in names if "weight" in name} == {"0_to_1", "2_to_3"}
