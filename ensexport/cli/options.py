@@ -131,7 +131,7 @@ providers = click.option(
     "providers",
     multiple=True,
     type=click.Choice(["cpu", "cuda", "tensorrt", "all"]),
-    help="Where to run; all: wherever it works here. Repeat for more. Default: cpu.",
+    help="Where to run; all: wherever it works here. Repeat for more. Default: cpu, and cuda where it works.",
 )
 strategy = click.option(
     "--strategy",

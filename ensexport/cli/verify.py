@@ -26,6 +26,6 @@ def command(obj: Invocation, /, package: str, providers: tuple[str, ...], trust_
     with obj.working() as listen:
         from ensexport.package.verifying import verify_package
 
-        report = verify_package(package, providers=providers or ("cpu",), trust_code=trust_code, on_progress=listen)
+        report = verify_package(package, providers=providers, trust_code=trust_code, on_progress=listen)
     answer = {"command": "verify", "ok": True, **report.to_dict()}
     write_json(answer) if as_json else click.echo("\n".join(verify_lines(answer)))

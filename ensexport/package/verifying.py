@@ -23,6 +23,8 @@ from ensexport.package.sample_checks import Place, SampleCheck, check_output, mi
 from ensexport.weighting import WEIGHTS_INPUT
 
 ALL = "all"
+_USUAL = ("cpu", "cuda")
+"""Where samples are run unless others are named: TensorRT builds an engine first, which takes minutes."""
 _LEVELS = ("disabled", "all")
 _PROGRAM = "it is a program, which runs code when it is loaded: its bytes were checked, --trust-code runs it"
 _NO_SAMPLES = "the package holds no samples, so nothing was run: its bytes were checked, its results were not"
@@ -87,7 +89,7 @@ class VerifyReport:
 def verify_package(
     path: str | Path,
     *,
-    providers: Sequence[str] = ("cpu",),
+    providers: Sequence[str] = (),
     trust_code: bool = False,
     on_progress: OnProgress | None = None,
 ) -> VerifyReport:
@@ -95,7 +97,8 @@ def verify_package(
 
     Args:
         path: The folder.
-        providers: `cpu`, `cuda`, `tensorrt`, or `all` for those that work here.
+        providers: `cpu`, `cuda`, `tensorrt`, or `all` for those that work here; by default the CPU, and CUDA where it
+            works.
         trust_code: Also load and run TorchScript and `.pt2` files.
         on_progress: Called as `(stage, done, total)`.
 
@@ -137,23 +140,25 @@ def verify_package(
 
 
 def _choose(models: Mapping[str, str], providers: Sequence[str], not_run: list[NotRun]) -> list[str]:
-    """The providers to run on; one that was named must be there."""
+    """The providers to run on; one that was named must be there, and of the others it is said why they are not."""
     named = [provider for provider in dict.fromkeys(providers) if provider != ALL]
     if "onnx" not in models.values():
-        return [*named, "cpu"] if ALL in providers else named
+        return named if named and ALL not in providers else [*named, "cpu"]
     from ensexport.runtime.onnx_runner import check_provider, offered_providers
 
     for provider in named:
         check_provider(provider)
     chosen = list(named)
-    if ALL in providers:
-        for provider in offered_providers():
-            try:
-                check_provider(provider)
-            except ProviderError as error:
+    offered = offered_providers()
+    tried = offered if ALL in providers else [] if named else [name for name in _USUAL if name in offered]
+    for provider in tried:
+        try:
+            check_provider(provider)
+        except ProviderError as error:
+            if ALL in providers:
                 not_run += [NotRun(file, provider, error.message) for file, kind in models.items() if kind == "onnx"]
-            else:
-                chosen.append(provider)
+        else:
+            chosen.append(provider)
     return list(dict.fromkeys(chosen))
 
 

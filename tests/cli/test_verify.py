@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from ensexport.package.manifest import MANIFEST
 from tests.cli.projects import run, run_process, snapshot
@@ -47,6 +48,13 @@ def test_the_json_answer(package):
     }  # fmt: skip
     assert answer["not_run"][0]["file"] == "model.ts"
     assert snapshot(package) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, where samples run too")
+def test_by_default_samples_run_on_the_cpu_and_nothing_is_said_of_what_is_not_there(package):
+    answer = run("verify", "ensemble", "--json").answer
+    assert {check["provider"] for check in answer["checks"]} == {"CPUExecutionProvider"}
+    assert [entry["file"] for entry in answer["not_run"]] == ["model.ts"]
 
 
 def test_the_text(package):
