@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import stat
@@ -61,7 +63,8 @@ def check_folder(target: Path, *, force: bool) -> None:
         raise OutputError(f"cannot write '{target}': a new folder needs a name of its own.", hint=_OTHER_NAME)
     _check_parent(target)
     if os.path.lexists(target):
-        check_replaceable(target, target)
+        with contextlib.suppress(FileNotFoundError):  # another run has moved it away meanwhile
+            check_replaceable(target, target)
         if not force:
             raise in_the_way(target)
     check_writable(target.parent, target)
@@ -76,22 +79,31 @@ def check_replaceable(there: Path, target: Path) -> None:
 
     Raises:
         OutputError: It is something else.
+        FileNotFoundError: It is gone.
     """
-    what = ""
-    if there.is_symlink():
-        what = "it is a link"
-    elif not there.is_dir():
-        what = "it is a file, and the output is a folder"
-    elif os.path.ismount(there):
-        what = "another file system is mounted there"
-    elif _holds(there, os.curdir):
-        what = "it is or holds the current folder"
-    elif _holds(there, os.path.expanduser("~")):
-        what = "it is or holds the home folder"
-    elif any(there.iterdir()) and not is_package(there):
-        what = f"it is a folder without a {MANIFEST} of ensexport"
+    status = os.lstat(there)
+    what = _what_it_is(there, status.st_mode)
+    if what and not os.path.samestat(status, os.lstat(there)):
+        raise FileNotFoundError(
+            errno.ENOENT, os.strerror(errno.ENOENT), str(there)
+        )  # another one since it was looked at
     if what:
         raise OutputError(f"cannot write '{target}': {what}.", hint=f"It is never replaced. {_OTHER_NAME}")
+
+
+def _what_it_is(there: Path, mode: int) -> str:
+    """Why something is never replaced; empty if it may be."""
+    if stat.S_ISLNK(mode):
+        return "it is a link"
+    if not stat.S_ISDIR(mode):
+        return "it is a file, and the output is a folder"
+    if os.path.ismount(there):
+        return "another file system is mounted there"
+    for other, name in ((os.curdir, "current"), (os.path.expanduser("~"), "home")):
+        if _holds(there, other):
+            return f"it is or holds the {name} folder"
+    is_ours = not any(there.iterdir()) or is_package(there)
+    return "" if is_ours else f"it is a folder without a {MANIFEST} of ensexport"
 
 
 def is_package(folder: Path) -> bool:

@@ -176,8 +176,8 @@ class FolderMove(Move):
                 return
             if not force:
                 raise in_the_way(self.target, _APPEARED)
-            check_replaceable(self.place, self.target)
             try:
+                check_replaceable(self.place, self.target)
                 self._swap()
             except FileNotFoundError:
                 continue

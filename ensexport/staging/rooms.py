@@ -214,7 +214,8 @@ def _clear_if_dead(folder: Path) -> None:
 def _remove_tree(folder: Path) -> None:
     with contextlib.suppress(OSError):  # first, for from here on there is nothing to put back
         os.unlink(folder / JOURNAL)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a signal's exception on its way out makes it close a folder twice
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open_up(folder: Path) -> None:

@@ -103,7 +103,7 @@ def test_many_calls_are_one_set_of_rows(tmp_path, monkeypatch):
     x, biases, labels = random_classes(rows=151)
     artifact, data = shifted(tmp_path / "e.onnx", biases), saved(tmp_path / "d.npz", x=x, labels=labels)
     at_once = measure_curve(artifact, data)
-    monkeypatch.setattr("ensexport.bench.curve_data._ROWS", 10)
+    monkeypatch.setattr("ensexport.input_data._ROWS", 10)
     monkeypatch.setattr("ensexport.bench.curve_outputs._VALUES", 500)
     seen = []
     in_parts = measure_curve(artifact, data, on_stage=lambda *stage: seen.append(stage))

@@ -51,6 +51,7 @@ def test_an_interruption_at_any_moment(tmp_path, monkeypatch, case, number):
     drawn = moments(case, tmp_path)
 
     def work(begin):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once the handlers are given back it ends the child, as SIGTERM
         try:
             with Interrupts().caught():
                 begin()
