@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ensexport.emission import MEMBERS, QUANTITIES
 from ensexport.errors import UsageError
 from ensexport.package.cases import SampleCase
+from ensexport.package.manifest import SCHEMA_VERSION
 from ensexport.spec import Check, Plan, ValidationReport, json_number
 from ensexport.version import __version__
 
-SCHEMA_VERSION = 1
 _LIBRARIES = ("numpy", "onnx", "onnxscript", "torch")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
@@ -178,8 +177,3 @@ def make_manifest(
         "dtypes": _plain(metadata.get("dtypes")),
         "plan": plan_entry(plan),
     }
-
-
-def formula_of(name: str, formulas: Mapping[str, str]) -> str:
-    """How an output is made of the members' outputs y_k."""
-    return formulas.get(name, QUANTITIES[MEMBERS].formula)

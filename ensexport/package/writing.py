@@ -17,16 +17,16 @@ from ensexport.output_files import Output, data_file, describe_artifact, describ
 from ensexport.package.card import card_text
 from ensexport.package.cases import SampleCase
 from ensexport.package.choice import PackagePlan
-from ensexport.package.contents import formula_of, sample_entry, validation_entry
+from ensexport.package.contents import sample_entry, validation_entry
 from ensexport.package.manifest import MANIFEST, manifest_text
 from ensexport.package.samples import write_sample
 from ensexport.package.triton import DEFAULTS, ServingOptions, file_format, model_places, triton_files
+from ensexport.recipe.state_file import STATE_FILE
 from ensexport.spec import SUFFIX_BY_FORMAT, Artifact, ValidationReport
 from ensexport.staging import writing
 from ensexport.weighting import WEIGHTS_INPUT
 
 CARD = "README.md"
-STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def write_package(
             write_sample(folder / name, case.inputs, case.outputs)
             entries.append(sample_entry(name, case))
             formats |= {item["path"]: "sample" for item in (*entries[-1]["inputs"], *entries[-1]["outputs"])}
-        if contents.write_state(folder / STATE):
-            formats[STATE] = "state"
+        if contents.write_state(folder / STATE_FILE):
+            formats[STATE_FILE] = "state"
         names = {str(plan.folder / model): models[kind] for kind, model in plan.models.items()}
         manifest = {
             **contents.manifest,
@@ -192,7 +192,7 @@ def signature_of(
         value = node.meta["val"]
         dtype = str(value.dtype).removeprefix("torch.")
         shape = [_size(size, batched.member.symbols) for size in value.shape]
-        outputs.append({"name": name, "dtype": dtype, "shape": shape, "formula": formula_of(name, formulas)})
+        outputs.append({"name": name, "dtype": dtype, "shape": shape, "formula": formulas[name]})
     return inputs, outputs
 
 

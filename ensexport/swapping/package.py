@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from ensexport.clock import Clock, OnStage
-from ensexport.compare import Array
+from ensexport.compare import Array, is_exact
 from ensexport.dtypes import Conversion
 from ensexport.emission import OutputEmission, from_json
-from ensexport.errors import UsageError
+from ensexport.errors import MismatchError, UsageError
 from ensexport.members import Members, load_members
 from ensexport.package.cases import SampleCase, is_within, rounding_of
 from ensexport.package.choice import is_package_target
@@ -27,9 +27,9 @@ from ensexport.package.contents import created, libraries, member_entry, sample_
 from ensexport.package.integrity import CheckedPackage, check_package
 from ensexport.package.manifest import MODEL_FORMATS
 from ensexport.package.samples import write_sample
-from ensexport.package.writing import STATE, finish_package
+from ensexport.package.writing import finish_package
 from ensexport.recipe.own_tensors import state_of
-from ensexport.recipe.state_file import patch_kept
+from ensexport.recipe.state_file import STATE_FILE, patch_kept
 from ensexport.runtime import open_runners
 from ensexport.runtime.torch_runner import array_from_tensor, tensor_from_array
 from ensexport.spec import SUFFIX_BY_FORMAT, Artifact, Tolerance
@@ -148,8 +148,8 @@ class PackageSwap:
             for path in formats.keys() - written:
                 (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.package.path / path, self.folder / path)
-            if STATE in formats:
-                patch_kept(self.folder / STATE, self.member_index, self._own_state())
+            if STATE_FILE in formats:
+                patch_kept(self.folder / STATE_FILE, self.member_index, self._own_state())
             new = self._manifest(samples, swapped, {str(self.shown / path): path for path in models})
             tell = functools.partial(clock.tell, "package")
             return swapped, finish_package(self.folder, self.shown, new, formats, tell)
@@ -232,9 +232,18 @@ class PackageSwap:
         expected: dict[str, Array] = {}
         if sample["expected_from"] == "loop" and None not in axes.values():
             expected = self._expected(sample, inputs, axes, emitted)
-        is_loop = bool(expected) and all(
-            is_within(expected[name], own[name], bound=bounds[name], axis=axes[name]) for name in own
-        )
+        off = [n for n in expected if not is_within(expected[n], own[n], bound=bounds[n], axis=axes[n])]
+        wrong = next((name for name in off if not is_exact(own[name].dtype)), None)
+        if wrong is not None:
+            raise MismatchError(
+                f"output '{wrong}' of '{self.shown}' differs from the baseline on the stored sample "
+                f"'{sample['folder']}': expected the loop over {self.members[0].path} within {bounds[wrong]:.3g} of "
+                "the largest value, got more.",
+                hint="If the member itself is right and this is rounding, --rtol or --atol sets the bound.",
+                member_index=self.member_index,
+                output=wrong,
+            )
+        is_loop = bool(expected) and not off
         return SampleCase(
             sample["source"],
             "loop" if is_loop else "file",

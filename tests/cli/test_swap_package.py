@@ -194,3 +194,18 @@ def test_a_sample_follows_the_loop_in_float64(project):
     with torch.no_grad():
         expected = net(torch.from_numpy(inputs.astype(np.float64))).numpy().astype(np.float32)
     np.testing.assert_array_equal(read_sample(folder, "output", ["output"])["output"][0], expected)
+
+
+def test_a_sample_that_the_new_member_answers_otherwise_is_a_mismatch(project, monkeypatch):
+    """What is stored must not become the file's own answer without a word."""
+    from ensexport.swapping.package import PackageSwap
+
+    pack("--formats", "onnx")
+    expected = PackageSwap._expected
+    monkeypatch.setattr(
+        PackageSwap, "_expected", lambda *given: {name: 1.01 * array for name, array in expected(*given).items()}
+    )
+    before = snapshot(project)
+    result = run("swap", "pkg", "--member", 1, "new.pt", *MODEL, "-o", "swapped")
+    assert (result.exit_code, snapshot(project)) == (5, before)
+    assert "output 'output' of 'swapped' differs from the baseline on the stored sample 'test_data_set_0'" in result.err
